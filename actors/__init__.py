@@ -1,0 +1,1 @@
+"""What runs inside one rank: model math, kernels, weights, KV cache, scheduler, sampler."""

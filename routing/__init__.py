@@ -1,0 +1,1 @@
+"""How a token reaches its expert: expert map, plans, dispatch, transports, placement."""

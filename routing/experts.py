@@ -1,0 +1,149 @@
+"""ExpertMap: which physical expert (rank and slot) holds which logical expert, per MoE layer.
+
+Immutable and numbered by `map_epoch`. Physical ids are rank-major: physical_id = ep_rank * slots_per_rank + slot.
+Knows nothing of load, weights or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+EMPTY_SLOT = -1
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertMap:
+    """Logical to physical experts for every MoE layer.
+
+    physical_to_logical: int32 [num_moe_layers, ep_size * slots_per_rank], EMPTY_SLOT where a slot holds nothing.
+    MoE layers are counted from 0 (`moe_layer_idx`), dense layers do not appear.
+    Raises ValueError at birth when a logical expert has no copy, or two copies on one rank.
+    """
+
+    map_epoch: int
+    ep_size: int
+    num_logical_experts: int
+    physical_to_logical: Int32Array
+
+    def __post_init__(self) -> None:
+        self.physical_to_logical.setflags(write=False)
+        _check(self)
+
+    @property
+    def num_moe_layers(self) -> int:
+        return int(self.physical_to_logical.shape[0])
+
+    @property
+    def num_physical_experts(self) -> int:
+        return int(self.physical_to_logical.shape[1])
+
+    @property
+    def slots_per_rank(self) -> int:
+        return self.num_physical_experts // self.ep_size
+
+    @cached_property
+    def num_copies(self) -> Int32Array:
+        """int32 [num_moe_layers, num_logical_experts]: physical copies of each logical expert, at least 1."""
+        counts = np.zeros((self.num_moe_layers, self.num_logical_experts), dtype=np.int32)
+        layers, physical = np.nonzero(self.physical_to_logical != EMPTY_SLOT)
+        np.add.at(counts, (layers, self.physical_to_logical[layers, physical]), 1)
+        return counts
+
+    @cached_property
+    def logical_to_physical(self) -> Int32Array:
+        """int32 [num_moe_layers, num_logical_experts, max_copies]: physical ids ascending, -1 pads."""
+        table = np.full((*self.num_copies.shape, int(self.num_copies.max())), -1, dtype=np.int32)
+        filled = np.zeros(self.num_copies.shape, dtype=np.int32)
+        for layer, physical in np.argwhere(self.physical_to_logical != EMPTY_SLOT):
+            logical = self.physical_to_logical[layer, physical]
+            table[layer, logical, filled[layer, logical]] = physical
+            filled[layer, logical] += 1
+        return table
+
+    def local_experts(self, ep_rank: int) -> Int32Array:
+        """int32 [num_moe_layers, slots_per_rank]: the logical expert in each slot of one rank."""
+        start = ep_rank * self.slots_per_rank
+        return self.physical_to_logical[:, start : start + self.slots_per_rank]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExpertMap) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.map_epoch, self.ep_size, self.num_logical_experts, self.physical_to_logical.tobytes()))
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values only, so that a map crosses a process without pickle."""
+        return {
+            "map_epoch": self.map_epoch,
+            "ep_size": self.ep_size,
+            "num_logical_experts": self.num_logical_experts,
+            "physical_to_logical": self.physical_to_logical.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, object]) -> ExpertMap:
+        """Inverse of `to_dict`. Raises ValueError or KeyError on anything else."""
+        table = np.asarray(fields["physical_to_logical"], dtype=np.int32)
+        numbers = {name: int(str(fields[name])) for name in ("map_epoch", "ep_size", "num_logical_experts")}
+        return cls(physical_to_logical=table, **numbers)
+
+
+def linear_expert_map(
+    num_moe_layers: int,
+    num_logical_experts: int,
+    ep_size: int,
+    *,
+    num_redundant_slots: int = 0,
+    map_epoch: int = 0,
+) -> ExpertMap:
+    """Contiguous blocks of experts per rank, as the model was trained (specification, section 7).
+
+    `num_redundant_slots` more slots per rank stay empty, for rebalancing. Raises ValueError when ep_size does not
+    divide num_logical_experts.
+    """
+    check_ep_size(num_logical_experts, ep_size)
+    per_rank = num_logical_experts // ep_size
+    rows = []
+    for ep_rank in range(ep_size):
+        rows.extend(range(ep_rank * per_rank, (ep_rank + 1) * per_rank))
+        rows.extend([EMPTY_SLOT] * num_redundant_slots)
+    return expert_map_from_rows([rows] * num_moe_layers, num_logical_experts, ep_size, map_epoch=map_epoch)
+
+
+def expert_map_from_rows(
+    rows: Sequence[Sequence[int]], num_logical_experts: int, ep_size: int, *, map_epoch: int = 0
+) -> ExpertMap:
+    """One sequence of logical ids (EMPTY_SLOT allowed) per MoE layer, rank-major. Raises ValueError as ExpertMap."""
+    table = np.asarray(rows, dtype=np.int32)
+    return ExpertMap(map_epoch, ep_size, num_logical_experts, table)
+
+
+def check_ep_size(num_logical_experts: int, ep_size: int) -> None:
+    """Raises ValueError, with both numbers, when experts cannot be divided over the ranks."""
+    if ep_size < 1 or ep_size > num_logical_experts or num_logical_experts % ep_size:
+        raise ValueError(
+            f"ep_size {ep_size} must divide the {num_logical_experts} routed experts and not exceed them"
+        )
+
+
+def _check(expert_map: ExpertMap) -> None:
+    table, ep_size = expert_map.physical_to_logical, expert_map.ep_size
+    if table.ndim != 2 or ep_size < 1 or table.shape[1] % ep_size:
+        raise ValueError(f"physical_to_logical of shape {table.shape} does not divide over ep_size {ep_size}")
+    if table.size and (table.min() < EMPTY_SLOT or table.max() >= expert_map.num_logical_experts):
+        raise ValueError(f"logical ids must lie in [-1, {expert_map.num_logical_experts})")
+    for layer, row in enumerate(table):
+        missing = set(range(expert_map.num_logical_experts)) - set(row.tolist())
+        if missing:
+            raise ValueError(f"MoE layer {layer}: logical experts {sorted(missing)[:8]} have no physical copy")
+        for ep_rank, slots in enumerate(row.reshape(ep_size, -1)):
+            held = slots[slots != EMPTY_SLOT]
+            if len(np.unique(held)) != len(held):
+                raise ValueError(f"MoE layer {layer}: rank {ep_rank} holds two copies of one logical expert")

@@ -1,0 +1,1 @@
+"""How frames travel between an attention actor and its expert ranks: loopback, shared memory, torch.distributed."""
