@@ -78,6 +78,6 @@ class ExpertCompute(Protocol):
 
         per_expert False: [R, H], weighted partial sums per row. per_expert True: [P, H], one unweighted vector per
         pair, computed so that a pair's bits do not depend on the other rows.
-        Raises ValueError for an epoch or slot it does not hold.
+        Epoch, layer, rows and slots are ones this rank serves; whoever takes them from a wire checks that first.
         """
         ...

@@ -1,0 +1,1 @@
+"""The operations of one device: contract, registry, and the implementations behind it."""

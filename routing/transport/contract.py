@@ -20,20 +20,8 @@ import torch
 from torch import Tensor
 
 from routing.plan import DispatchPlan
+from routing.transport.endpoint import Endpoint as Endpoint
 from routing.wire import Header, max_frame_bytes
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where one process can be reached. Plain strings, safe to publish in a view.
-
-    kind: "loopback" | "shm" | "gloo" | "nccl". address: its meaning belongs to the transport. host_id: equal for
-    processes that can share memory (see `transport.host.host_id`).
-    """
-
-    kind: str
-    address: str
-    host_id: str
 
 
 @dataclass(frozen=True)

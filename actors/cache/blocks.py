@@ -1,0 +1,139 @@
+"""Blocks of KV memory as numbers: which are free, which are referenced, which are idle but still hold known tokens.
+
+`BlockPool` owns the ids 0..num_blocks-1 of one pool and the keys of cached blocks; it knows neither tensors nor
+sequences. `KvLayout` owns the arithmetic between positions and blocks. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """Positions to blocks.
+
+    block_size: tokens per block. window: keys a sliding row sees, itself included; 0 if the model has no sliding layer.
+    window_margin: positions kept behind the window, for rows that are computed again after a rollback.
+    """
+
+    block_size: int
+    window: int
+    window_margin: int = 0
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or self.window < 0 or self.window_margin < 0:
+            raise ValueError(f"block_size must be at least 1, window and window_margin at least 0, got {self}")
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold positions 0..num_tokens-1."""
+        return -(-num_tokens // self.block_size)
+
+    def first_live_block(self, position: int) -> int:
+        """First sliding block that a row at `position` or later may read."""
+        return max(0, position - self.window + 1 - self.window_margin) // self.block_size
+
+    def max_sliding_blocks(self, num_rows: int) -> int:
+        """Most sliding blocks a sequence holds while a step computes `num_rows` of its rows."""
+        if self.window == 0 or num_rows < 1:
+            return 0
+        # A run of n positions that starts anywhere in a block touches at most ceil((n - 1) / block_size) + 1 blocks.
+        return self.num_blocks(self.window - 2 + self.window_margin + num_rows) + 1
+
+
+class BlockPool:
+    """Reference-counted block ids with an LRU of idle cached blocks.
+
+    Every block is exactly one of free (content unknown), idle (cached under a key, nobody reads it, may be evicted) and
+    referenced (held by one or more sequences, never evicted). Not thread-safe.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        if num_blocks < 0:
+            raise ValueError(f"num_blocks must be at least 0, got {num_blocks}")
+        self.num_blocks = num_blocks
+        self._refs = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # oldest first
+        self._block_to_key: dict[int, bytes] = {}
+        self._key_to_block: dict[bytes, int] = {}
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can hand out: free and idle ones."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_referenced(self) -> int:
+        return self.num_blocks - self.num_available
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks that can be found by key, idle or referenced."""
+        return len(self._key_to_block)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` blocks, free ones first, then the idle ones unused for longest. Each starts with one reference."""
+        assert count <= self.num_available, f"asked for {count} blocks, {self.num_available} are available"
+        return [self._take() for _ in range(count)]
+
+    def share(self, block_ids: Iterable[int]) -> None:
+        """Add a reference to blocks found by key."""
+        for block_id in block_ids:
+            if self._refs[block_id] == 0:
+                assert block_id in self._idle, f"block {block_id} is free and cannot be shared"
+                del self._idle[block_id]
+            self._refs[block_id] += 1
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        """Drop one reference each. A cached block without readers becomes idle, the last named being evicted last."""
+        for block_id in block_ids:
+            assert self._refs[block_id] > 0, f"block {block_id} is not referenced and cannot be freed"
+            self._refs[block_id] -= 1
+            if self._refs[block_id] == 0:
+                self._park(block_id)
+
+    def publish(self, block_id: int, key: bytes) -> None:
+        """Let a referenced block be found by the key of its content. The first block under a key keeps it."""
+        assert self._refs[block_id] > 0, f"block {block_id} is not referenced and cannot be published"
+        if key not in self._key_to_block and block_id not in self._block_to_key:
+            self._key_to_block[key] = block_id
+            self._block_to_key[block_id] = key
+
+    def find(self, key: bytes) -> int | None:
+        """The block cached under `key`, without taking a reference."""
+        return self._key_to_block.get(key)
+
+    def num_idle(self, block_ids: Iterable[int]) -> int:
+        """How many of these blocks would stop being available if they were shared."""
+        return sum(self._refs[block_id] == 0 for block_id in block_ids)
+
+    def check(self, holders: Mapping[int, int]) -> None:
+        """Prove the invariants; `holders` gives the references each block should have. AssertionError otherwise."""
+        for block_id, refs in enumerate(self._refs):
+            expected = holders.get(block_id, 0)
+            assert refs == expected, f"block {block_id} has {refs} references, its holders are {expected}"
+        parked = [*self._free, *self._idle]
+        unreferenced = [block_id for block_id, refs in enumerate(self._refs) if refs == 0]
+        assert sorted(parked) == unreferenced, "free and idle blocks are not exactly the unreferenced ones"
+        assert all(block_id in self._block_to_key for block_id in self._idle), "an idle block has no key"
+        assert not any(block_id in self._block_to_key for block_id in self._free), "a free block has a key"
+        inverse = {block_id: key for key, block_id in self._key_to_block.items()}
+        assert inverse == self._block_to_key, "keys and blocks do not name each other"
+
+    def _take(self) -> int:
+        if self._free:
+            block_id = self._free.pop()
+        else:
+            block_id, _ = self._idle.popitem(last=False)
+            del self._key_to_block[self._block_to_key.pop(block_id)]
+        self._refs[block_id] = 1
+        return block_id
+
+    def _park(self, block_id: int) -> None:
+        if block_id in self._block_to_key:
+            self._idle[block_id] = None
+        else:
+            self._free.append(block_id)

@@ -1,0 +1,91 @@
+"""ExpertActor: one EP rank as a plain class, without Ray. Owns the shard, the port and the thread that serves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from actors.errors import ActorError
+from actors.expert.config import ExpertConfig
+from actors.expert.shard import ExpertShard
+from actors.expert.step import serve_ready
+from actors.kernels.registry import load_kernels
+from actors.weights.checkpoint import open_checkpoint
+from actors.weights.loader import load_expert_weights
+from actors.weights.shard import ExpertTierWeights
+from routing.experts import ExpertMap
+from routing.transport.contract import Endpoint, ExpertPort
+
+logger = logging.getLogger(__name__)
+
+
+class ExpertActor:
+    """Loads its slots at birth, serves from `start` to `close`. Methods may be called from any thread."""
+
+    def __init__(
+        self, config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep_rank: int, port: ExpertPort
+    ) -> None:
+        """Slow: reads this rank's slices. Raises CheckpointError before memory is allocated."""
+        self._config = config
+        self._port = port
+        self._shard = load_shard(config, checkpoint, expert_map, ep_rank)
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name=f"expert-{ep_rank}", daemon=True)
+        self._busy_since = time.monotonic()
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Start the serving thread. Call once."""
+        self._busy_since = time.monotonic()
+        self._thread.start()
+
+    def reconcile(self, attention: Sequence[Endpoint], shards: Mapping[int, Endpoint]) -> None:
+        """Serve the bundles of these attention actors. Returns at once."""
+        self._port.reconcile(attention, shards)
+
+    def check_health(self) -> None:
+        """Raises ActorError when the serving thread has died or one pass takes longer than the stall time-out."""
+        if self._failure is not None:
+            raise ActorError("the serving thread died") from self._failure
+        stalled_s = time.monotonic() - self._busy_since
+        if self._thread.is_alive() and stalled_s > self._config.stall_timeout_s + self._config.receive_timeout_s:
+            raise ActorError(f"the serving thread has made no pass for {stalled_s:.0f} s")
+
+    def close(self) -> None:
+        """Stop serving and close the port. Idempotent."""
+        self._is_closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._config.stall_timeout_s)
+        self._port.close()
+
+    @torch.inference_mode()
+    def _serve(self) -> None:
+        try:
+            while not self._is_closing.is_set():
+                serve_ready(self._port, self._shard, self._config.receive_timeout_s)
+                self._busy_since = time.monotonic()
+        except BaseException as failure:
+            self._failure = failure
+            logger.exception("the serving thread died")
+            raise
+
+
+def load_shard(config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep_rank: int) -> ExpertShard:
+    """Read one rank's slots of a checkpoint folder. Raises CheckpointError with everything that is wrong."""
+    opened = open_checkpoint(checkpoint)
+    dtype = None if config.param_dtype == "auto" else getattr(torch, config.param_dtype)
+    weights = load_expert_weights(
+        opened.source, opened.config, expert_map, ep_rank, dtype=dtype, device=torch.device(config.device)
+    )
+    kernels = load_kernels(
+        torch.device(config.device).type,
+        rms_norm_eps=opened.config.rms_norm_eps,
+        row_independent=config.deterministic,
+        families=config.kernels,
+    )
+    return ExpertShard(opened.config, expert_map, ep_rank, ExpertTierWeights(tuple(weights)), kernels)

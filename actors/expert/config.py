@@ -1,0 +1,26 @@
+"""ExpertConfig: the settings of one expert rank."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ExpertConfig(BaseModel):
+    """How an expert rank loads and computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="torch device of the weights")
+    param_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype the weights are held in; auto keeps the checkpoint's (fp8 becomes bfloat16)"
+    )
+    kernels: tuple[str, ...] = Field(
+        ("reference",), description="kernel families, first choice first; the reference serves what the others do not"
+    )
+    deterministic: bool = Field(False, description="row-independent kernels: a row's bits do not depend on its batch")
+    receive_timeout_s: float = Field(
+        0.25, gt=0, le=5, description="longest wait for rows; bounds how long closing takes"
+    )
+    stall_timeout_s: float = Field(60.0, gt=0, description="one pass over the ready rows taking longer is a fault")

@@ -1,0 +1,61 @@
+"""Which implementation serves each operation on each device. Importing this file imports no implementation.
+
+A row names an operation, a device type and a family; families are tried in the order asked for, and the reference
+family serves every operation on every device. So a native or Triton twin replaces one operation at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from actors.errors import KernelError
+
+OPERATIONS = ("attention_half", "dense_half", "gate", "shared_expert", "expert_mlp", "head")
+
+# (operation, device type) -> families beside the reference, each "module:class" of a partial Kernels.
+_FAMILIES: dict[str, dict[tuple[str, str], str]] = {
+    "reference": {},
+}
+_REFERENCE = "actors.kernels.reference.kernels:ReferenceKernels"
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """One callable per operation, each from the first family that offers it. Satisfies `contract.Kernels`."""
+
+    row_independent: bool
+    attention_half: Callable[..., Any]
+    dense_half: Callable[..., Any]
+    gate: Callable[..., Any]
+    shared_expert: Callable[..., Any]
+    expert_mlp: Callable[..., Any]
+    head: Callable[..., Any]
+
+
+def load_kernels(
+    device_type: str, *, rms_norm_eps: float, row_independent: bool, families: Sequence[str] = ("reference",)
+) -> KernelSet:
+    """Kernels for "cpu" or "cuda". Raises KernelError with the known families for an unknown one."""
+    unknown = [family for family in families if family not in _FAMILIES]
+    if unknown:
+        raise KernelError(f"unknown kernel families {unknown}; known: {sorted(_FAMILIES)}")
+    chosen = {}
+    for operation in OPERATIONS:
+        target = _first_offer(operation, device_type, families)
+        implementation = _load_class(target)(rms_norm_eps, row_independent)
+        chosen[operation] = getattr(implementation, operation)
+    return KernelSet(row_independent=row_independent, **chosen)
+
+
+def _first_offer(operation: str, device_type: str, families: Sequence[str]) -> str:
+    offers = (_FAMILIES[family].get((operation, device_type)) for family in families)
+    return next((offer for offer in offers if offer), _REFERENCE)
+
+
+def _load_class(target: str) -> Callable[..., Any]:
+    module, name = target.split(":")
+    loaded: Callable[..., Any] = getattr(import_module(module), name)
+    return loaded

@@ -1,0 +1,200 @@
+"""Logits to tokens, one row at a time: a row's token and logprobs depend on that row alone, and a bad row fails alone.
+
+Knows no sequences, batches or clocks; randomness comes from (seed, position). The order of the steps:
+tokenizer mask, stop-id mask (min_tokens), penalties, logit bias, temperature, top-k, top-p, min-p, draw.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from actors.messages import SamplingSpec, TokenLogprob
+from actors.sampling.penalties import PenaltyCounts, has_penalties
+from actors.sampling.rng import Stream, uniform
+
+logger = logging.getLogger(__name__)
+
+NOT_FINITE = "The model produced logits that are not finite."
+ALL_MASKED = "No token is left to choose from: every one is masked."
+FAILED = "Sampling failed for this request."
+
+
+@dataclass(frozen=True)
+class SamplingRow:
+    """What choosing one token needs besides the logits.
+
+    position: index in the sequence of the token that is being chosen. num_completion_tokens: how many came before it.
+    stop_token_ids: every id that ends the sequence, masked while min_tokens is not reached. counts: None without
+    penalties.
+    """
+
+    spec: SamplingSpec
+    seed: int
+    position: int
+    num_completion_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    counts: PenaltyCounts | None = None
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the token is the argmax of the unmodified logits and nothing else is asked for."""
+        spec = self.spec
+        return spec.temperature == 0.0 and spec.logprobs is None and not self.changes_logits
+
+    @property
+    def masks_stop_ids(self) -> bool:
+        return self.num_completion_tokens < self.spec.min_tokens and bool(self.stop_token_ids)
+
+    @property
+    def changes_logits(self) -> bool:
+        return self.masks_stop_ids or bool(self.spec.logit_bias) or has_penalties(self.spec)
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """A chosen token. logprob: None unless asked for."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """Why a row has no token; a sentence fit for the client."""
+
+    message: str
+
+
+class Sampler:
+    """Samples rows of logits of one width. `valid_vocab_size`: ids from here on are padding and are never chosen."""
+
+    def __init__(self, valid_vocab_size: int) -> None:
+        if valid_vocab_size < 1:
+            raise ValueError(f"valid_vocab_size must be at least 1, got {valid_vocab_size}")
+        self._valid_vocab_size = valid_vocab_size
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | RowFailure]:
+        """One result per row. logits: float32 [R, V], unchanged."""
+        assert logits.shape[0] == len(rows), f"{logits.shape[0]} rows of logits for {len(rows)} rows to sample"
+        if not rows:
+            return []
+        valid = logits[:, : self._valid_vocab_size]
+        low, high = torch.aminmax(valid, dim=-1)  # NaN spreads to both
+        finite = (torch.isfinite(low) & torch.isfinite(high)).tolist()
+        greedy = torch.argmax(valid, dim=-1).tolist() if any(row.is_plain_greedy for row in rows) else []
+        results: list[SampledToken | RowFailure] = []
+        for idx, row in enumerate(rows):
+            if not finite[idx]:
+                results.append(RowFailure(NOT_FINITE))
+            elif row.is_plain_greedy:
+                results.append(SampledToken(greedy[idx]))
+            else:
+                results.append(self._sample_guarded(logits[idx], row))
+        return results
+
+    def _sample_guarded(self, logits: Tensor, row: SamplingRow) -> SampledToken | RowFailure:
+        try:
+            return self._sample_row(logits, row)
+        except Exception:  # noqa: BLE001 - whatever one request's parameters provoke must not fail the others
+            logger.exception("sampling a row failed")
+            return RowFailure(FAILED)
+
+    def _sample_row(self, logits: Tensor, row: SamplingRow) -> SampledToken | RowFailure:
+        adjusted = adjusted_logits(logits, row, self._valid_vocab_size)
+        best = int(torch.argmax(adjusted))
+        if adjusted[best] == -torch.inf:
+            return RowFailure(ALL_MASKED)
+        token_id = best
+        if row.spec.temperature > 0.0:
+            token_id = draw(filtered_probabilities(adjusted, row.spec), uniform(row.seed, row.position, Stream.SAMPLE))
+        if row.spec.logprobs is None:
+            return SampledToken(token_id)
+        return SampledToken(token_id, token_logprob(logits[: self._valid_vocab_size], token_id, row.spec.logprobs))
+
+
+def probabilities(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> Tensor:
+    """The distribution that `row` samples from, float64 [V]; one-hot when greedy. logits: float32 [V], finite.
+
+    ValueError if every token is masked.
+    """
+    adjusted = adjusted_logits(logits, row, valid_vocab_size)
+    best = int(torch.argmax(adjusted))
+    if adjusted[best] == -torch.inf:
+        raise ValueError(ALL_MASKED)
+    if row.spec.temperature == 0.0:
+        return torch.zeros_like(adjusted).index_fill_(0, torch.tensor([best], device=adjusted.device), 1.0)
+    return filtered_probabilities(adjusted, row.spec)
+
+
+def adjusted_logits(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> Tensor:
+    """Logits after masks, penalties and bias, a new float64 [V]. Float64 keeps the cumulative sums below exact enough."""
+    adjusted = logits.to(torch.float64, copy=True)
+    adjusted[valid_vocab_size:] = -torch.inf
+    if row.masks_stop_ids:
+        adjusted[torch.tensor(row.stop_token_ids, device=logits.device)] = -torch.inf
+    if row.counts is not None:
+        row.counts.apply(adjusted, row.spec)
+    if row.spec.logit_bias:
+        ids, biases = zip(*row.spec.logit_bias, strict=True)
+        bias = torch.tensor(biases, dtype=torch.float64, device=logits.device)
+        adjusted.index_add_(0, torch.tensor(ids, device=logits.device), bias)
+    return adjusted
+
+
+def filtered_probabilities(adjusted: Tensor, spec: SamplingSpec) -> Tensor:
+    """Temperature, top-k, top-p and min-p on adjusted logits [V], at least one of them finite. Float64 [V], sums to 1.
+
+    Equal logits at the edge of top-k are all kept; at the edge of top-p the lower token ids are.
+    """
+    # Subtracting the maximum first keeps the smallest temperatures from overflowing.
+    scaled = (adjusted - adjusted.max()) / spec.temperature
+    if 0 < spec.top_k < len(scaled):
+        scaled = scaled.masked_fill(scaled < torch.topk(scaled, spec.top_k).values[-1], -torch.inf)
+    probs = torch.softmax(scaled, dim=-1)
+    if spec.top_p < 1.0:
+        probs = _nucleus(probs, spec.top_p)
+    if spec.min_p > 0.0:
+        probs = probs.masked_fill(probs < spec.min_p * probs.max(), 0.0)
+    return probs / probs.sum()
+
+
+def draw(probs: Tensor, u: float) -> int:
+    """The token where the cumulative sum of `probs` [V] passes u in [0, 1). Tokens of probability 0 are never drawn."""
+    cumulative = torch.cumsum(probs, dim=-1)
+    target = cumulative[-1:] * u
+    idx = int(torch.searchsorted(cumulative, target, right=True))
+    # Rounding may lift the target to the total: the last token that can occur is meant.
+    return idx if idx < len(probs) else int(probs.nonzero()[-1])
+
+
+def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
+    """Log-softmax of the unmodified logits [V] (before masks, penalties, bias, temperature and filters), natural log.
+
+    The `num_top` most likely tokens come in descending order, equals by ascending id.
+    """
+    exact = logits.to(torch.float64)
+    logprobs = exact - torch.logsumexp(exact, dim=-1)
+    top: tuple[tuple[int, float], ...] = ()
+    if num_top:
+        edge = torch.topk(logprobs, min(num_top, len(logprobs))).values[-1]
+        candidates = (logprobs >= edge).nonzero().flatten()
+        order = torch.argsort(logprobs[candidates], descending=True, stable=True)[:num_top]
+        ids = candidates[order]
+        top = tuple(zip(ids.tolist(), logprobs[ids].tolist(), strict=True))
+    return TokenLogprob(token_id, float(logprobs[token_id]), top)
+
+
+def _nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of most likely tokens whose mass reaches `top_p`."""
+    # Tokens below (1 - top_p) / V together weigh less than 1 - top_p, so none of them is needed; the half covers rounding.
+    # Sorting only the others is exact and, on real distributions, hundreds of times smaller.
+    candidates = (probs >= 0.5 * (1.0 - top_p) / len(probs)).nonzero().flatten()
+    ordered, order = torch.sort(probs[candidates], descending=True, stable=True)
+    mass_before = torch.cumsum(ordered, dim=-1) - ordered
+    kept = candidates[order[mass_before < top_p]]
+    return torch.zeros_like(probs).index_copy_(0, kept, probs[kept])

@@ -1,0 +1,130 @@
+"""The one table from failures to HTTP answers, in OpenAI's error format. Routes never catch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
+from actors.messages import ErrorKind
+from cluster.errors import (
+    ApiError,
+    BodyTooLarge,
+    BodyTooSlow,
+    ClientGone,
+    ContextLengthExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    NotReady,
+    TooManyRequests,
+    Unauthorized,
+    UnknownModel,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RETRY_AFTER_S = 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one kind of failure looks. `sentence` is shown where the failure has no sentence of its own for clients."""
+
+    status: int
+    type: str
+    code: str
+    sentence: str
+    can_retry: bool = False
+
+
+_INVALID = Answer(400, "invalid_request_error", "invalid_request", "The request is not valid.")
+_BUSY = Answer(429, "rate_limit_error", "overloaded", "Too many requests are waiting; try again soon.", True)
+_UNAVAILABLE = Answer(503, "server_error", "unavailable", "The model is not available now; try again soon.", True)
+_LATE = Answer(504, "server_error", "deadline_exceeded", "The request did not finish before its deadline.")
+_BUG = Answer(500, "server_error", "internal_error", "The server failed while answering this request.")
+
+ANSWERS: Mapping[type[Exception] | ErrorKind, Answer] = {
+    ContextLengthExceeded: Answer(400, "invalid_request_error", "context_length_exceeded", _INVALID.sentence),
+    InvalidRequest: _INVALID,
+    Unauthorized: Answer(401, "invalid_request_error", "invalid_api_key", "The API key is missing or not known."),
+    UnknownModel: Answer(404, "invalid_request_error", "model_not_found", "The model is not served here."),
+    BodyTooSlow: Answer(408, "invalid_request_error", "request_timeout", "The body did not arrive in time."),
+    BodyTooLarge: Answer(413, "invalid_request_error", "body_too_large", "The body is too large."),
+    TooManyRequests: _BUSY,
+    ClientGone: Answer(499, "invalid_request_error", "client_gone", "The client closed the connection."),
+    NotReady: Answer(503, "server_error", "not_ready", _UNAVAILABLE.sentence, True),
+    RequestRejected: _INVALID,
+    EngineOverloaded: _BUSY,
+    ExpertsUnavailable: _UNAVAILABLE,
+    TimeoutError: _LATE,
+    ErrorKind.REJECTED: _INVALID,
+    ErrorKind.UNAVAILABLE: _UNAVAILABLE,
+    ErrorKind.DEADLINE: _LATE,
+    ErrorKind.INTERNAL: _BUG,
+    Exception: _BUG,
+}
+
+_ROUTE_ERRORS: Mapping[int, Answer] = {
+    404: Answer(404, "invalid_request_error", "unknown_url", "There is nothing at this address."),
+    405: Answer(405, "invalid_request_error", "method_not_allowed", "This address does not take this method."),
+}
+
+
+def answer_for(error: Exception) -> Answer:
+    """The table's line for an exception: its own class's, or the nearest parent's."""
+    if isinstance(error, GenerationFailed):
+        return ANSWERS[error.kind]
+    if isinstance(error, HTTPException):
+        return _ROUTE_ERRORS.get(error.status_code, _INVALID if error.status_code < 500 else _BUG)
+    return next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """OpenAI's error object. The message is a sentence of ours; no other exception's text is ever shown."""
+    answer = answer_for(error)
+    message = error.message if isinstance(error, ApiError) else answer.sentence
+    param = error.param if isinstance(error, ApiError | RequestRejected) else None
+    return {"error": {"message": message, "type": answer.type, "param": param, "code": answer.code}}
+
+
+def error_response(error: Exception, retry_after_s: int = DEFAULT_RETRY_AFTER_S) -> JSONResponse:
+    """The whole HTTP answer for a failure before the first byte."""
+    answer = answer_for(error)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if answer.can_retry:
+        headers["retry-after"] = str(retry_after_s)
+    if answer.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_body(error), status_code=answer.status, headers=headers)
+
+
+def log_failure(request_id: str, error: Exception) -> None:
+    """One line per failure that is ours; with a trace only where it is a bug. What a client got wrong is not logged."""
+    status = answer_for(error).status
+    if status == 500:
+        logger.error("request %s failed", request_id, exc_info=error)
+    elif status > 500:
+        logger.warning("request %s failed: %s", request_id, error)
+
+
+def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+    """Routes every exception of every route through the table."""
+
+    async def respond(request: Request, error: Exception) -> JSONResponse:
+        log_failure(request_id_of(request.scope), error)
+        return error_response(error, retry_after_s)
+
+    for kind in (ApiError, ActorError, TimeoutError, HTTPException, Exception):
+        app.add_exception_handler(kind, respond)
+
+
+def request_id_of(scope: Mapping[str, Any]) -> str:
+    """The id that the outermost middleware gave this request."""
+    return str(scope.get("state", {}).get("request_id", "unknown"))

@@ -1,0 +1,127 @@
+"""Messages to prompt text with the checkpoint's chat template, in a sandbox. Knows nothing of token ids beyond cutting.
+
+Text that clients send cannot become a control token: before rendering, every added token in it is replaced by a random
+placeholder, which is turned back only after the rendered text was cut at its control tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from cluster.api.text import Tokenizer
+from cluster.errors import ContextLengthExceeded, InvalidRequest
+
+# The template looks for these in an assistant's text to tell old reasoning from its answer.
+REASONING_MARKS = ("<think>", "</think>")
+
+
+class ChatTemplate:
+    """A compiled template with the tokenizer's named tokens. Requests cannot bring their own template.
+
+    special_tokens: what the template knows by name, such as bos_token.
+    max_chars: rendering stops beyond this length; a longer prompt could not fit the context.
+    """
+
+    def __init__(
+        self, source: str, tokenizer: Tokenizer, *, special_tokens: Mapping[str, str], max_chars: int
+    ) -> None:
+        """Raises ValueError if the template does not compile or cannot render one user message."""
+        self._tokenizer = tokenizer
+        self._special_tokens = dict(special_tokens)
+        self._max_chars = max_chars
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"the chat template does not compile: {error}") from error
+        try:
+            self.encode([{"role": "user", "content": "x"}])
+        except InvalidRequest as error:
+            raise ValueError("the chat template cannot render a single user message") from error
+
+    def encode(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Token ids of the rendered messages with the generation prompt.
+
+        messages: plain values as of `schema.ChatMessage.as_plain`. Raises InvalidRequest where the template refuses
+        them, ContextLengthExceeded where the text cannot fit. Slow for long prompts: call it in a thread.
+        """
+        hidden = HiddenControlText(self._tokenizer.control_pattern)
+        text = self._render([hidden.hide_message(message) for message in messages], options)
+        pieces = self._tokenizer.split_control(text)
+        return self._tokenizer.encode_pieces([p if isinstance(p, int) else hidden.reveal(p) for p in pieces])
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        variables = {**self._special_tokens, **options, "messages": messages, "add_generation_prompt": True}
+        parts: list[str] = []
+        num_chars = 0
+        try:
+            for part in self._template.generate(variables):
+                parts.append(part)
+                num_chars += len(part)
+                if num_chars > self._max_chars:
+                    raise ContextLengthExceeded("The messages are longer than the model's context.", "messages")
+        except InvalidRequest:
+            raise
+        except Exception as error:  # noqa: BLE001  a template is a foreign program; whatever it raises means "refused"
+            raise InvalidRequest("The chat template does not accept these messages.", "messages") from error
+        return "".join(parts)
+
+
+class HiddenControlText:
+    """Replaces added tokens in one request's texts by placeholders that nobody can guess, and turns them back."""
+
+    def __init__(self, control_pattern: re.Pattern[str]) -> None:
+        self._pattern = control_pattern
+        self._nonce = secrets.token_hex(16)
+        self._hidden: list[str] = []
+        self._placeholder = re.compile(rf"{self._nonce}(\d+)x")
+
+    def hide_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a message with every string in it hidden, except the role and the marks of old reasoning."""
+        kept = REASONING_MARKS if message["role"] == "assistant" else ()
+        return {
+            name: value if name == "role" else self._hide(value, kept if name == "content" else ())
+            for name, value in message.items()
+        }
+
+    def reveal(self, text: str) -> str:
+        """The text with what was hidden in it."""
+        return self._placeholder.sub(lambda match: self._hidden[int(match[1])], text)
+
+    def _hide(self, value: Any, kept: Sequence[str]) -> Any:
+        if isinstance(value, str):
+            return self._pattern.sub(lambda match: match[0] if match[0] in kept else self._replace(match[0]), value)
+        if isinstance(value, Mapping):
+            return {self._hide(key, kept): self._hide(item, kept) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._hide(item, kept) for item in value]
+        return value
+
+    def _replace(self, control: str) -> str:
+        self._hidden.append(control)
+        return f"{self._nonce}{len(self._hidden) - 1}x"
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The dialect that chat templates are written in: transformers' options, filter and functions."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,193 @@
+"""Coordinator: owns EP-rank leases and the current view, and nothing else. Never on the token path.
+
+One event loop, no Ray. Its state is rebuilt from its members: after a restart each of them shows the newest view it
+has seen and registers again with the rank it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.leases import LeaseTable
+from cluster.membership import ClusterStatus, ViewReply
+from cluster.view import (
+    AttentionMember,
+    ClusterView,
+    Shard,
+    raised_above,
+    with_attention,
+    with_shard,
+    with_transport,
+    without_member,
+)
+from routing.experts import ExpertMap
+from routing.transport.endpoint import Endpoint
+
+logger = logging.getLogger(__name__)
+
+# (attention host ids, expert host ids) -> kind of transport
+TransportChoice = Callable[[Sequence[str], Sequence[str]], str]
+
+
+@dataclass(frozen=True)
+class CoordinatorSettings:
+    """Times in seconds.
+
+    lease_ttl_s: silence after which a member is dead. silent_after_s: silence after which its process is looked for,
+    so that a death is noticed long before the time to live has passed. recovery_grace_s: time after a (re)start in
+    which ranks go only to members that already hold them.
+    """
+
+    lease_ttl_s: float = 20.0
+    silent_after_s: float = 4.0
+    check_period_s: float = 1.0
+    recovery_grace_s: float = 1.0
+
+
+async def never_gone(_member_id: str) -> bool:
+    """For clusters in one process, whose members leave by themselves."""
+    return False
+
+
+class Coordinator:
+    """Implements `CoordinatorPort`.
+
+    is_gone: True only if the member's process is known to be dead. choose_transport: called once, when all EP ranks and
+    an attention actor are known.
+    """
+
+    def __init__(
+        self,
+        expert_map: ExpertMap,
+        choose_transport: TransportChoice,
+        settings: CoordinatorSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        is_gone: Callable[[str], Awaitable[bool]] = never_gone,
+    ) -> None:
+        self._settings = settings
+        self._choose_transport = choose_transport
+        self._clock = clock
+        self._is_gone = is_gone
+        self._view = ClusterView(0, expert_map)
+        self._leases = LeaseTable(expert_map.ep_size, settings.lease_ttl_s)
+        self._attention_hosts: dict[str, str] = {}
+        self._expert_hosts: dict[str, str] = {}
+        self._changed = asyncio.Condition()
+        self._grants_from = clock() + settings.recovery_grace_s
+
+    async def lease_rank(
+        self, member_id: str, host_id: str, *, held: int | None = None, timeout_s: float = 0.0
+    ) -> int | None:
+        deadline = self._clock() + timeout_s
+        ep_rank = await self._try_lease(member_id, host_id, held)
+        while ep_rank is None and held is None and self._clock() < deadline:
+            await self._drop_gone(tuple(self._leases.holders().values()))
+            await self._wait_change(min(deadline - self._clock(), self._settings.check_period_s))
+            ep_rank = await self._try_lease(member_id, host_id, held)
+        return ep_rank
+
+    async def publish_shard(self, member_id: str, endpoint: Endpoint) -> bool:
+        ep_rank = self._leases.rank_of(member_id)
+        if ep_rank is None:
+            return False
+        await self._adopt(with_shard(self._view, ep_rank, Shard(member_id, endpoint)))
+        return True
+
+    async def join_attention(self, member_id: str, host_id: str, endpoint: Endpoint | None = None) -> None:
+        self._leases.enroll(member_id, self._clock())
+        self._attention_hosts[member_id] = host_id
+        await self._settle_transport()
+        if endpoint is not None:
+            await self._adopt(with_attention(self._view, member_id, AttentionMember(endpoint)))
+
+    async def report_ready(self, member_id: str) -> bool:
+        member = self._view.attention.get(member_id)
+        if member is None:
+            return False
+        await self._adopt(with_attention(self._view, member_id, AttentionMember(member.endpoint, is_ready=True)))
+        return True
+
+    async def leave(self, member_id: str) -> None:
+        self._leases.release(member_id)
+        await self._forget([member_id])
+
+    async def recover(self, view: Mapping[str, Any]) -> None:
+        await self._adopt(raised_above(self._view, ClusterView.from_dict(view)))
+
+    async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
+        is_member_lost = member_id is not None and not self._leases.renew(member_id, self._clock())
+        # A number we never gave: it comes from before our restart.
+        if is_member_lost or after_view_id > self._view.view_id:
+            return ViewReply(is_known=False)
+        deadline = self._clock() + timeout_s
+        while self._view.view_id <= after_view_id and self._clock() < deadline:
+            await self._wait_change(deadline - self._clock())
+        is_news = self._view.view_id > after_view_id
+        return ViewReply(is_known=True, view=self._view.to_dict() if is_news else None)
+
+    async def status(self) -> ClusterStatus:
+        return ClusterStatus(self._view.to_dict(), self._leases.holders(), len(self._leases.members()))
+
+    async def run(self) -> None:
+        """Drop dead members for ever; its owner cancels it."""
+        while True:
+            await asyncio.sleep(self._settings.check_period_s)
+            await self.drop_dead_members()
+
+    async def drop_dead_members(self) -> None:
+        """Drop those whose time to live is over, and silent ones whose process is gone."""
+        await self._forget(self._leases.expire(self._clock()))
+        await self._drop_gone(self._leases.silent(self._clock(), self._settings.silent_after_s))
+
+    async def _try_lease(self, member_id: str, host_id: str, held: int | None) -> int | None:
+        self._leases.enroll(member_id, self._clock())
+        if held is None and self._clock() < self._grants_from and self._leases.rank_of(member_id) is None:
+            return None
+        ep_rank = self._leases.acquire(member_id, self._clock(), wanted=held)
+        if ep_rank is not None:
+            self._expert_hosts[member_id] = host_id
+            await self._settle_transport()
+        return ep_rank
+
+    async def _settle_transport(self) -> None:
+        """Choose once for the cluster's life: every port speaks one kind, so a later member must fit in."""
+        is_complete = self._attention_hosts and len(self._expert_hosts) == self._view.expert_map.ep_size
+        if self._view.transport is None and is_complete:
+            kind = self._choose_transport(list(self._attention_hosts.values()), list(self._expert_hosts.values()))
+            await self._adopt(with_transport(self._view, kind))
+
+    async def _drop_gone(self, suspects: Sequence[str]) -> None:
+        gone = [member_id for member_id in suspects if await self._is_gone(member_id)]
+        for member_id in gone:
+            self._leases.release(member_id)
+        await self._forget(gone)
+
+    async def _forget(self, member_ids: Sequence[str]) -> None:
+        if not member_ids:
+            return
+        view = self._view
+        for member_id in member_ids:
+            logger.info("member %s is out of the cluster", member_id)
+            self._attention_hosts.pop(member_id, None)
+            self._expert_hosts.pop(member_id, None)
+            view = without_member(view, member_id)
+        await self._adopt(view)
+
+    async def _adopt(self, view: ClusterView) -> None:
+        """Publish a view. Waiters wake even if it is the same one, because a lease may have become free."""
+        self._view = view
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_change(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(max(timeout_s, 0.0)), self._changed:
+                await self._changed.wait()
+        except TimeoutError:
+            return

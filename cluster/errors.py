@@ -1,0 +1,76 @@
+"""Named failures of the cluster package.
+
+ClusterError
+└── ApiError               an HTTP request that gets an error body; its message is a sentence of ours
+    ├── InvalidRequest         the body, a field or a combination of fields is wrong
+    │   └── ContextLengthExceeded  prompt and completion do not fit the context
+    ├── Unauthorized           no key, or one that is not known
+    ├── UnknownModel           the model is not served here
+    ├── BodyTooLarge           the body is longer than allowed
+    ├── BodyTooSlow            the body did not arrive in time
+    ├── TooManyRequests        this gateway has no free place
+    ├── NotReady               no token can be produced yet
+    ├── GenerationFailed       the engine reported a failure; `kind` says which
+    └── ClientGone             nobody is left to answer
+"""
+
+from __future__ import annotations
+
+from actors.messages import ErrorKind
+
+
+class ClusterError(Exception):
+    """Base of every failure that the cluster package reports."""
+
+
+class ApiError(ClusterError):
+    """A failure that a client is told of. `message` is shown as it is; `param` names the field to blame, if there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(ApiError):
+    """The request can never work as it is."""
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and completion together are longer than the context."""
+
+
+class Unauthorized(ApiError):
+    """The request carries no key that is known."""
+
+
+class UnknownModel(ApiError):
+    """The named model is not served here."""
+
+
+class BodyTooLarge(ApiError):
+    """The body is longer than this gateway reads."""
+
+
+class BodyTooSlow(ApiError):
+    """The body did not arrive before its deadline."""
+
+
+class TooManyRequests(ApiError):
+    """As many requests as allowed are being answered."""
+
+
+class NotReady(ApiError):
+    """The cluster cannot produce a token yet."""
+
+
+class GenerationFailed(ApiError):
+    """The engine ended a sequence with an error of this `kind`."""
+
+    def __init__(self, kind: ErrorKind, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.kind = kind
+
+
+class ClientGone(ApiError):
+    """The client closed its connection before the answer was complete."""

@@ -1,0 +1,68 @@
+"""What members and the coordinator say to each other: the coordinator's interface and the frozen values that cross it.
+
+`Coordinator` implements the interface in one process; `handles.RemoteCoordinator` puts it behind a Serve handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from routing.transport.endpoint import Endpoint
+
+
+@dataclass(frozen=True)
+class ViewReply:
+    """Answer to a long poll. is_known False: the coordinator restarted or gave the caller up; register again.
+
+    view: `ClusterView.to_dict()` of a newer view, None if there was no news in time.
+    """
+
+    is_known: bool
+    view: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """What an operator is shown while the cluster starts and runs. leased: member id by ep_rank."""
+
+    view: Mapping[str, Any]
+    leased: Mapping[int, str] = field(default_factory=dict)
+    num_members: int = 0
+
+
+class CoordinatorPort(Protocol):
+    """The coordinator as its members see it. Every method raises CoordinatorUnavailable if it cannot be reached."""
+
+    async def lease_rank(
+        self, member_id: str, host_id: str, *, held: int | None = None, timeout_s: float = 0.0
+    ) -> int | None:
+        """Become an expert: the rank `held`, or the lowest free one, waiting for one at most `timeout_s`. None: none is."""
+        ...
+
+    async def publish_shard(self, member_id: str, endpoint: Endpoint) -> bool:
+        """The member serves its rank at `endpoint`. False: it holds no lease (any more)."""
+        ...
+
+    async def join_attention(self, member_id: str, host_id: str, endpoint: Endpoint | None = None) -> None:
+        """Become an attention actor; without an endpoint it is only announced, for the choice of a transport."""
+        ...
+
+    async def report_ready(self, member_id: str) -> bool:
+        """The attention actor has produced a token through every rank. False: it is not in the view."""
+        ...
+
+    async def leave(self, member_id: str) -> None:
+        """Give up everything the member holds. An unknown member is ignored."""
+        ...
+
+    async def recover(self, view: Mapping[str, Any]) -> None:
+        """Tell a restarted coordinator the newest view the caller has seen."""
+        ...
+
+    async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
+        """Long poll for a view newer than `after_view_id`. Renews `member_id`; None is an observer."""
+        ...
+
+    async def status(self) -> ClusterStatus: ...
