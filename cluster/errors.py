@@ -1,6 +1,10 @@
 """Named failures of the cluster package.
 
 ClusterError
+├── ConfigurationError         a configuration file or variable that is wrong; the message names field, value and rule
+├── CoordinatorUnavailable     the coordinator did not answer in time; what it last published stays good
+├── MembershipLost             the coordinator gave this process up, or another one has its place: it must restart
+├── StartFailed                the cluster did not come up; `problems` says why
 └── ApiError               an HTTP request that gets an error body; its message is a sentence of ours
     ├── InvalidRequest         the body, a field or a combination of fields is wrong
     │   └── ContextLengthExceeded  prompt and completion do not fit the context
@@ -16,11 +20,33 @@ ClusterError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from actors.messages import ErrorKind
 
 
 class ClusterError(Exception):
     """Base of every failure that the cluster package reports."""
+
+
+class ConfigurationError(ClusterError):
+    """The configuration is wrong. The message lists every problem with its field, value and rule."""
+
+
+class CoordinatorUnavailable(ClusterError):
+    """The coordinator did not answer in time. The last view stays good; ask again later."""
+
+
+class MembershipLost(ClusterError):
+    """This process is no longer the member it was and cannot become it again."""
+
+
+class StartFailed(ClusterError):
+    """The cluster did not come up. `problems`: what is known of the causes, one sentence or trace each."""
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *problems]))
+        self.problems = tuple(problems)
 
 
 class ApiError(ClusterError):

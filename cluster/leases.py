@@ -36,7 +36,7 @@ class LeaseTable:
     def acquire(self, member_id: str, now: float, wanted: int | None = None) -> int | None:
         """Give the member a rank and enroll it: the one it holds, else `wanted` if free, else the lowest free one.
 
-        With `wanted` no other rank is given, because the member has that rank's weights. None: nothing suitable is free.
+        With `wanted` no other rank is given, because the member has that rank's weights. None: nothing suits.
         """
         self.enroll(member_id, now)
         held = self.rank_of(member_id)

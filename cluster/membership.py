@@ -38,7 +38,7 @@ class CoordinatorPort(Protocol):
     async def lease_rank(
         self, member_id: str, host_id: str, *, held: int | None = None, timeout_s: float = 0.0
     ) -> int | None:
-        """Become an expert: the rank `held`, or the lowest free one, waiting for one at most `timeout_s`. None: none is."""
+        """Become an expert: the rank `held`, or the lowest free one, waiting for it at most `timeout_s`; else None."""
         ...
 
     async def publish_shard(self, member_id: str, endpoint: Endpoint) -> bool:

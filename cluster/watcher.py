@@ -54,6 +54,7 @@ class Watcher:
         self._register = register
         self._settings = settings or WatchSettings()
         self._view: ClusterView | None = None
+        self._is_registered = True
         self._news = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
@@ -103,15 +104,18 @@ class Watcher:
                 backoff_s = self._settings.first_backoff_s
             except CoordinatorUnavailable as error:
                 logger.info("the coordinator cannot be reached: %s", error)
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(2 * backoff_s, self._settings.max_backoff_s)
 
     async def _poll(self) -> None:
+        if not self._is_registered:
+            await self._return_to_cluster()
+            self._is_registered = True
         seen = self._view.view_id if self._view is not None else -1
         reply = await self._coordinator.wait_view(seen, self._settings.poll_s, self._member_id)
-        if not reply.is_known:
-            await self._return_to_cluster()
-        elif reply.view is not None:
+        # Half a registration must be repeated, so the flag outlives a coordinator that goes away in between.
+        self._is_registered = reply.is_known
+        if reply.view is not None:
             await self._adopt(ClusterView.from_dict(reply.view))
 
     async def _return_to_cluster(self) -> None:

@@ -118,7 +118,8 @@ class KvCache:
         if full > self._full.num_blocks or sliding > self._sliding.num_blocks:
             raise ValueError(
                 f"a sequence of {max_tokens} tokens needs {full} full and {sliding} sliding blocks of "
-                f"{self.layout.block_size} tokens, the pools have {self._full.num_blocks} and {self._sliding.num_blocks}"
+                f"{self.layout.block_size} tokens, "
+                f"the pools have {self._full.num_blocks} and {self._sliding.num_blocks}"
             )
 
     def match_prefix(self, kv: SequenceKv, token_ids: Sequence[int]) -> int:
@@ -127,7 +128,7 @@ class KvCache:
 
     def attach_prefix(self, kv: SequenceKv, token_ids: Sequence[int]) -> int:
         """Share the longest cached prefix with an empty sequence. Returns its number of tokens."""
-        assert kv.num_tokens == 0 and kv.full.num_blocks == 0, "a prefix is attached before any block is appended"
+        assert kv.full.num_blocks == 0, "a prefix is attached before any block is appended"
         num_blocks = self._hit_blocks(kv, token_ids)
         self._open.add(kv)
         if num_blocks:
@@ -162,9 +163,9 @@ class KvCache:
         kv.sliding.extend(self._sliding.allocate(sliding))
 
     def commit(self, kv: SequenceKv, token_ids: Sequence[int], num_tokens: int) -> None:
-        """Count `num_tokens` appended rows as computed. `token_ids`: the sequence's, at least up to the last of them."""
+        """Count `num_tokens` appended rows as computed. `token_ids`: the sequence's, up to the last of them or further."""
         kv.num_tokens += num_tokens
-        assert kv.num_tokens <= kv.full.num_blocks * self.layout.block_size, "rows are committed after they are appended"
+        assert self.layout.num_blocks(kv.num_tokens) <= kv.full.num_blocks, "rows are committed that were not appended"
         if self._enable_prefix_cache:
             self._publish(kv, token_ids)
         if self.layout.window:

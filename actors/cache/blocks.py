@@ -75,7 +75,7 @@ class BlockPool:
         return len(self._key_to_block)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, free ones first, then the idle ones unused for longest. Each starts with one reference."""
+        """Take `count` blocks with one reference each: free ones first, then the idle ones unused for longest."""
         assert count <= self.num_available, f"asked for {count} blocks, {self.num_available} are available"
         return [self._take() for _ in range(count)]
 

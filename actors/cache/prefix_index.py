@@ -63,7 +63,7 @@ class PrefixIndex:
         return [_found(self._sliding, key) for key in keys[self.first_sliding_block(len(keys)) :]]
 
     def publish(self, keys: Sequence[bytes], full_ids: Sequence[int], sliding_ids: Sequence[int]) -> None:
-        """Let referenced blocks whose contents are complete be found. Empty `sliding_ids`: the model has no such layer."""
+        """Let complete, referenced blocks be found. `sliding_ids` is empty if the model has no sliding layer."""
         for key, block_id in zip(keys, full_ids, strict=True):
             self._full.publish(block_id, key)
         if sliding_ids:

@@ -83,7 +83,7 @@ def size_for_tokens(layout: KvLayout, demand: KvDemand, kv_cache_tokens: int) ->
     needed = layout.num_blocks(demand.max_model_len)
     if sizes.full_blocks < needed:
         raise ValueError(
-            f"kv_cache_tokens {kv_cache_tokens} is less than one sequence of max_model_len {demand.max_model_len} needs "
+            f"kv_cache_tokens {kv_cache_tokens} is less than a sequence of max_model_len {demand.max_model_len} needs "
             f"({needed} blocks of {layout.block_size}): raise kv_cache_tokens or lower max_model_len"
         )
     return sizes
@@ -92,7 +92,7 @@ def size_for_tokens(layout: KvLayout, demand: KvDemand, kv_cache_tokens: int) ->
 def size_for_bytes(
     layers: Sequence[LayerSpec], layout: KvLayout, demand: KvDemand, dtype: torch.dtype, kv_cache_bytes: int
 ) -> KvPoolSizes:
-    """Pools that use at most `kv_cache_bytes`, the sliding one first. ValueError if the longest sequence would not fit."""
+    """Pools that use at most `kv_cache_bytes`, sliding first. ValueError if the longest sequence would not fit."""
     sliding_blocks = sliding_pool_blocks(layout, demand)
     sliding_bytes = sliding_blocks * bytes_per_sliding_block(layers, layout, dtype)
     full_block_bytes = bytes_per_full_block(layers, layout, dtype)
@@ -101,8 +101,8 @@ def size_for_bytes(
     if needed_bytes > kv_cache_bytes:
         raise ValueError(
             f"kv_cache_bytes {kv_cache_bytes} is less than the {needed_bytes} needed: {sliding_bytes} for the sliding "
-            f"windows of max_running {demand.max_running}, {needed * full_block_bytes} for one sequence of max_model_len "
-            f"{demand.max_model_len}"
+            f"windows of max_running {demand.max_running}, {needed * full_block_bytes} for one sequence of "
+            f"max_model_len {demand.max_model_len}"
         )
     # Blocks without a full-attention layer cost nothing; their number then only has to cover the demand.
     spare = (kv_cache_bytes - sliding_bytes) // full_block_bytes if full_block_bytes else needed * demand.max_running

@@ -15,9 +15,9 @@ from actors.expert.config import ExpertConfig
 from actors.expert.shard import ExpertShard
 from actors.expert.step import serve_ready
 from actors.kernels.registry import load_kernels
-from actors.weights.checkpoint import open_checkpoint
+from actors.weights.check import check_checkpoint
 from actors.weights.loader import load_expert_weights
-from actors.weights.shard import ExpertTierWeights
+from actors.weights.source import SafetensorsSource
 from routing.experts import ExpertMap
 from routing.transport.contract import Endpoint, ExpertPort
 
@@ -77,15 +77,14 @@ class ExpertActor:
 
 def load_shard(config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep_rank: int) -> ExpertShard:
     """Read one rank's slots of a checkpoint folder. Raises CheckpointError with everything that is wrong."""
-    opened = open_checkpoint(checkpoint)
+    model = check_checkpoint(checkpoint, expert_map.ep_size).config
     dtype = None if config.param_dtype == "auto" else getattr(torch, config.param_dtype)
-    weights = load_expert_weights(
-        opened.source, opened.config, expert_map, ep_rank, dtype=dtype, device=torch.device(config.device)
-    )
+    with SafetensorsSource(checkpoint) as source:
+        layers = load_expert_weights(source, model, expert_map, ep_rank, dtype=dtype, device=config.device)
     kernels = load_kernels(
         torch.device(config.device).type,
-        rms_norm_eps=opened.config.rms_norm_eps,
+        rms_norm_eps=model.rms_norm_eps,
         row_independent=config.deterministic,
         families=config.kernels,
     )
-    return ExpertShard(opened.config, expert_map, ep_rank, ExpertTierWeights(tuple(weights)), kernels)
+    return ExpertShard(model, expert_map, ep_rank, layers, kernels)

@@ -5,12 +5,13 @@ Legend: R rows, P pairs, H hidden size, S expert slots (see routing/plan.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from actors.kernels.contract import Kernels
+from actors.kernels.contract import ExpertWeights, Kernels
 from actors.model.config import ModelConfig
-from actors.weights.shard import ExpertTierWeights
 from routing.experts import EMPTY_SLOT, ExpertMap
 
 
@@ -22,9 +23,10 @@ class ExpertShard:
         config: ModelConfig,
         expert_map: ExpertMap,
         ep_rank: int,
-        weights: ExpertTierWeights,
+        weights: Sequence[ExpertWeights],
         kernels: Kernels,
     ) -> None:
+        """weights: one entry per MoE layer, stacked by slot."""
         self._limits = [spec.routed_limit for spec in config.moe_layers]
         self._map_epoch = expert_map.map_epoch
         self._is_held = torch.from_numpy(expert_map.local_experts(ep_rank) != EMPTY_SLOT)
@@ -60,7 +62,7 @@ class ExpertShard:
         per_expert: bool,
     ) -> Tensor:
         """[R, H] weighted partial sums, or [P, H] unweighted vectors if per_expert. The rows have passed `check`."""
-        weights, limit = self._weights.layers[moe_layer_idx], self._limits[moe_layer_idx]
+        weights, limit = self._weights[moe_layer_idx], self._limits[moe_layer_idx]
         vectors = self._kernels.expert_mlp(hidden, pair_row, pair_slot, weights, limit)
         return vectors if per_expert else _weighted_sum(vectors, pair_row, pair_weight, hidden)
 

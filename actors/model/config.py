@@ -22,7 +22,6 @@ NEUTRAL_FIELDS = frozenset(
         "auto_map",
         "bos_token_id",
         "dtype",
-        "eos_token_id",
         "initializer_range",
         "pad_token_id",
         "torch_dtype",
@@ -77,6 +76,7 @@ REQUIRED_FIELDS = (
 )
 
 OPTIONAL_FIELDS = (
+    "eos_token_id",
     "max_position_embeddings",
     "max_seq_len",
     "num_nextn_predict_layers",
@@ -156,6 +156,7 @@ class ModelConfig:
     layers: tuple[LayerSpec, ...]
     mtp_layers: tuple[LayerSpec, ...]
     fp8: Fp8Config | None
+    eos_token_ids: tuple[int, ...]
 
     @property
     def moe_layers(self) -> tuple[LayerSpec, ...]:
@@ -234,6 +235,7 @@ class _Reader:
             layers=tuple(specs[: self._num_layers]),
             mtp_layers=tuple(specs[self._num_layers :]),
             fp8=self._fp8(),
+            eos_token_ids=self._eos_token_ids(),
         )
 
     def _layer_specs(self, top_k: int) -> list[LayerSpec]:
@@ -355,6 +357,14 @@ class _Reader:
             self.problems.append(f"quantization_config {fields!r} is not block-scaled fp8")
             return None
         return Fp8Config((int(block[0]), int(block[1])))
+
+    def _eos_token_ids(self) -> tuple[int, ...]:
+        value = self._fields.get("eos_token_id")
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
+            self.problems.append(f"eos_token_id = {value!r} must be a token id or a list of them")
+            return ()
+        return tuple(ids)
 
     def _max_positions(self) -> int:
         values = {self._integer(n, 0, minimum=1) for n in ("max_position_embeddings", "max_seq_len") if n in self._fields}

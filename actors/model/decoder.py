@@ -63,7 +63,7 @@ class Decoder:
     def _feed_forward(
         self, hidden: Tensor, spec: LayerSpec, layer: LayerWeights, dispatcher: Dispatcher, microbatch_idx: int
     ) -> ForwardPass:
-        half = layer.feed_forward
+        half = layer.ffn
         if not isinstance(half, MoeWeights):
             return self._kernels.dense_half(hidden, half.norm, half.mlp, spec)
         gate = self._kernels.gate(hidden, half.gate, spec)

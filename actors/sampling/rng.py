@@ -14,7 +14,7 @@ WORD = 2**64 - 1
 
 
 class Stream(IntEnum):
-    """Independent uses of randomness at one position. Values are part of the reproducibility promise: never renumber."""
+    """Independent uses of randomness at one position. Never renumber: the values are part of what a seed means."""
 
     SAMPLE = 0  # the token at a position
     ACCEPT = 1  # whether a draft for a position is accepted

@@ -100,7 +100,8 @@ class Sampler:
     def _sample_guarded(self, logits: Tensor, row: SamplingRow) -> SampledToken | RowFailure:
         try:
             return self._sample_row(logits, row)
-        except Exception:  # noqa: BLE001 - whatever one request's parameters provoke must not fail the others
+        # Whatever one request's parameters provoke must not fail the others.
+        except Exception:
             logger.exception("sampling a row failed")
             return RowFailure(FAILED)
 
@@ -132,7 +133,7 @@ def probabilities(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> Te
 
 
 def adjusted_logits(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> Tensor:
-    """Logits after masks, penalties and bias, a new float64 [V]. Float64 keeps the cumulative sums below exact enough."""
+    """Logits after masks, penalties and bias, a new float64 [V]; float32 sums over a vocabulary would be too coarse."""
     adjusted = logits.to(torch.float64, copy=True)
     adjusted[valid_vocab_size:] = -torch.inf
     if row.masks_stop_ids:
@@ -191,7 +192,7 @@ def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     """Zero all but the smallest set of most likely tokens whose mass reaches `top_p`."""
-    # Tokens below (1 - top_p) / V together weigh less than 1 - top_p, so none of them is needed; the half covers rounding.
+    # Tokens below (1 - top_p) / V together weigh less than 1 - top_p, so none is needed; the half covers rounding.
     # Sorting only the others is exact and, on real distributions, hundreds of times smaller.
     candidates = (probs >= 0.5 * (1.0 - top_p) / len(probs)).nonzero().flatten()
     ordered, order = torch.sort(probs[candidates], descending=True, stable=True)

@@ -14,8 +14,9 @@ from actors.kernels.contract import AttentionInputs, LayerKV, SequenceRows
 from actors.kernels.registry import load_kernels
 from actors.model.config import LayerSpec, ModelConfig
 from actors.model.decoder import Decoder, run_passes
-from actors.weights.checkpoint import open_checkpoint
+from actors.weights.check import read_model_config
 from actors.weights.loader import load_attention_weights
+from actors.weights.source import SafetensorsSource
 from routing.experts import linear_expert_map
 from routing.local import LocalDispatcher
 
@@ -50,14 +51,14 @@ class OneSequence:
     """Logits of one sequence computed chunk by chunk; every EP rank in this process."""
 
     def __init__(self, folder: Path, *, ep_size: int, deterministic: bool, device: str = "cpu") -> None:
-        opened = open_checkpoint(folder)
-        self._config = opened.config
+        self._config = config = read_model_config(folder)
         self._device = device
-        self._weights = load_attention_weights(opened.source, opened.config, dtype=torch.float32, device=device)
+        with SafetensorsSource(folder) as source:
+            self._weights = load_attention_weights(source, config, dtype=torch.float32, device=device)
         self._kernels = load_kernels(
-            device, rms_norm_eps=opened.config.rms_norm_eps, row_independent=deterministic, families=("reference",)
+            device, rms_norm_eps=config.rms_norm_eps, row_independent=deterministic, families=("reference",)
         )
-        moe_layers, experts = len(opened.config.moe_layers), opened.config.num_experts
+        moe_layers, experts = len(config.moe_layers), config.num_experts
         expert_map = linear_expert_map(moe_layers, experts, ep_size, num_redundant_slots=1)
         expert_config = ExpertConfig(param_dtype="float32", deterministic=deterministic, device=device)
         shards = [load_shard(expert_config, folder, expert_map, ep_rank) for ep_rank in range(ep_size)]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes.checkpoint import tiny_config, write_checkpoint
+from tests.fakes.checkpoint import write_checkpoint
+from tests.fakes.configs import tiny_config
 from tests.fakes.one_sequence import OneSequence
 from tests.fakes.transformers_oracle import TransformersOracle
 

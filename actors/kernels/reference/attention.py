@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from actors.kernels.contract import AttentionInputs, AttentionWeights, LayerKV, SequenceRows
+from actors.kernels.reference.elementwise import elementwise
 from actors.kernels.reference.linear import linear
 from actors.kernels.reference.norm import rms_norm
-from actors.kernels.reference.rope import apply_rope
+from actors.kernels.reference.rope import apply_rope, rope_rotation
 from actors.model.config import LayerSpec
 
 
@@ -47,14 +48,15 @@ def project_qkv(
     query = linear(normed, weights.q, tile_rows).unflatten(1, (spec.num_heads, spec.head_dim))
     key = linear(normed, weights.k, tile_rows).unflatten(1, (spec.num_kv_heads, spec.head_dim))
     value = linear(normed, weights.v, tile_rows).unflatten(1, (spec.num_kv_heads, spec.head_dim))
-    query = apply_rope(rms_norm(query, weights.q_norm, eps), positions, spec)
-    key = apply_rope(rms_norm(key, weights.k_norm, eps), positions, spec)
+    rotation = rope_rotation(positions, spec, is_padded=tile_rows > 0)
+    query = apply_rope(rms_norm(query, weights.q_norm, eps), rotation)
+    key = apply_rope(rms_norm(key, weights.k_norm, eps), rotation)
     return query, key, value
 
 
 def gated_output(attended: Tensor, normed: Tensor, weights: AttentionWeights, *, tile_rows: int) -> Tensor:
     """Scale each head by its gate, then project. attended: [T, N, D]. normed: the input of q/k/v. -> [T, H]."""
-    head_gate = torch.sigmoid(linear(normed, weights.head_gate, tile_rows))
+    head_gate = elementwise(torch.sigmoid, linear(normed, weights.head_gate, tile_rows), is_padded=tile_rows > 0)
     return linear((attended * head_gate.unsqueeze(-1)).flatten(1), weights.o, tile_rows)
 
 

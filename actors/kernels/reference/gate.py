@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from actors.kernels.contract import GateOutput, GateWeights
+from actors.kernels.reference.elementwise import elementwise
 from actors.kernels.reference.linear import linear
 from actors.kernels.reference.norm import rms_norm
 from actors.model.config import LayerSpec
@@ -20,7 +21,8 @@ def gate(hidden: Tensor, weights: GateWeights, spec: LayerSpec, *, tile_rows: in
     The product runs in fp32. The bias takes part in the choice only; weights come from the unbiased scores.
     """
     normed = rms_norm(hidden, weights.norm, spec.rms_norm_eps)
-    scores = torch.sigmoid(linear(normed.to(torch.float32), weights.router, tile_rows))
+    router_logits = linear(normed.to(torch.float32), weights.router, tile_rows)
+    scores = elementwise(torch.sigmoid, router_logits, is_padded=tile_rows > 0)
     topk_ids = torch.topk(scores + weights.bias, spec.top_k, dim=-1).indices
     chosen = scores.gather(1, topk_ids)
     topk_weights = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20) * spec.routed_scale

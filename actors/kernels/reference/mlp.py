@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from actors.kernels.contract import ExpertWeights, MlpWeights
+from actors.kernels.reference.elementwise import elementwise
 from actors.kernels.reference.linear import linear
 from actors.kernels.reference.norm import rms_norm
 from actors.model.config import LayerSpec
 
 
-def activation(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+def activation(gate: Tensor, up: Tensor, limit: float, *, tile_rows: int = 0) -> Tensor:
     """silu(gate) * up; with a limit L > 0, min(silu(gate), L) * clamp(up, -L, L): the clamp comes *after* silu."""
-    activated = functional.silu(gate)
+    activated = elementwise(functional.silu, gate, is_padded=tile_rows > 0)
     if limit > 0.0:
         activated, up = activated.clamp(max=limit), up.clamp(-limit, limit)
     return activated * up
@@ -27,7 +28,7 @@ def gated_mlp(x: Tensor, weights: MlpWeights, limit: float, *, tile_rows: int) -
     """down(act(gate(x), up(x))). [T, H] -> [T, H]."""
     gate = linear(x, weights.gate, tile_rows)
     up = linear(x, weights.up, tile_rows)
-    return linear(activation(gate, up, limit), weights.down, tile_rows)
+    return linear(activation(gate, up, limit, tile_rows=tile_rows), weights.down, tile_rows)
 
 
 def dense_half(hidden: Tensor, norm: Tensor, weights: MlpWeights, spec: LayerSpec, *, tile_rows: int) -> Tensor:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from actors.kernels.reference.elementwise import elementwise
 from actors.model.config import LayerSpec, RopeScaling
 
 
@@ -37,13 +38,18 @@ def _frequencies_on(rotary_dim: int, theta: float, scaling: RopeScaling | None, 
     return inverse_frequencies(rotary_dim, theta, scaling).to(device)
 
 
-def apply_rope(heads: Tensor, positions: Tensor, spec: LayerSpec) -> Tensor:
-    """heads: [T, N, D]. positions: int64 [T]. Rotates the first `rotary_dim` dims, dim j with dim j + rotary_dim / 2."""
-    frequencies = _frequencies_on(spec.rotary_dim, spec.rope_theta, spec.rope_scaling, heads.device)
+def rope_rotation(positions: Tensor, spec: LayerSpec, *, is_padded: bool) -> tuple[Tensor, Tensor]:
+    """cos and sin of every rotated pair, float32 [T, rotary_dim / 2]. positions: int64 [T]."""
+    frequencies = _frequencies_on(spec.rotary_dim, spec.rope_theta, spec.rope_scaling, positions.device)
     angles = positions.to(torch.float32).unsqueeze(1) * frequencies
-    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-    half = spec.rotary_dim // 2
+    return elementwise(torch.cos, angles, is_padded=is_padded), elementwise(torch.sin, angles, is_padded=is_padded)
+
+
+def apply_rope(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """heads: [T, N, D]. Rotates the leading dims, dim j with dim j + rotary_dim / 2; the rest passes through."""
+    cos, sin = (part.unsqueeze(1) for part in rotation)
+    half = cos.shape[-1]
     # Rotated in fp32 and rounded once: rounding cos and sin to bf16 first would cost the last bits for nothing.
-    first, second = heads[..., :half].to(torch.float32), heads[..., half : spec.rotary_dim].to(torch.float32)
+    first, second = heads[..., :half].to(torch.float32), heads[..., half : 2 * half].to(torch.float32)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
-    return torch.cat((rotated, heads[..., spec.rotary_dim :]), dim=-1)
+    return torch.cat((rotated, heads[..., 2 * half :]), dim=-1)

@@ -1,0 +1,58 @@
+"""AttentionConfig: the settings of one attention actor's engine, validated at birth. Reads no file or environment."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+class AttentionConfig(BaseModel):
+    """Settings of an attention actor. Frozen; unknown fields are refused. Change one with `model_copy(update=...)`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block_size: int = Field(16, ge=1, le=1024, description="Tokens per KV block.")
+    kv_cache_tokens: int | None = Field(
+        None, ge=1, description="Tokens the full-attention pool holds; neither this nor bytes: two longest sequences."
+    )
+    kv_cache_bytes: int | None = Field(None, ge=1, description="Bytes of both KV pools together, instead of tokens.")
+    max_running: int = Field(32, ge=1, le=4096, description="Sequences in a batch at most.")
+    max_waiting: int = Field(256, ge=1, le=1_000_000, description="Requests that may wait; one more is refused.")
+    max_step_tokens: int = Field(512, ge=1, description="Rows of one step at most, decode and prefill together.")
+    max_model_len: int | None = Field(None, ge=2, description="Prompt and completion tokens; none: the model's limit.")
+    num_microbatches: Literal[1, 2] = Field(1, description="Micro-batches in flight; 2 hides expert round trips.")
+    deterministic: bool = Field(False, description="Sum expert outputs in an order that no placement changes; slower.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs: cpu, cuda or cuda:N.")
+    param_dtype: DtypeName = Field("auto", description="Type of the weights in memory; auto: the checkpoint's.")
+    compute_dtype: DtypeName = Field("auto", description="Type of activations and KV; auto: the weights'.")
+    exchange_timeout_s: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="Seconds an expert exchange may take before a rank is lost."
+    )
+    recovery_timeout_s: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="Seconds a step waits for experts to return before requests fail."
+    )
+    enable_prefix_cache: bool = Field(True, description="Reuse KV blocks of equal prompt beginnings.")
+    cached_windows: int = Field(
+        32, ge=0, le=65536, description="Sliding windows kept for idle prefixes: prefix-cache reach for memory."
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.kv_cache_tokens is not None and self.kv_cache_bytes is not None:
+            raise ValueError(
+                f"kv_cache_tokens {self.kv_cache_tokens} and kv_cache_bytes {self.kv_cache_bytes}: only one may be set"
+            )
+        if self.max_step_tokens < self.max_running:
+            raise ValueError(
+                f"max_step_tokens {self.max_step_tokens} must be at least max_running {self.max_running}, "
+                "so that every running sequence can advance in a step"
+            )
+        if self.recovery_timeout_s < self.exchange_timeout_s:
+            raise ValueError(
+                f"recovery_timeout_s {self.recovery_timeout_s} must be at least "
+                f"exchange_timeout_s {self.exchange_timeout_s}"
+            )
+        return self

@@ -1,0 +1,295 @@
+"""The request bodies, with every bound that needs no model to check. Parsing is strict: a string is never a number.
+
+Fields that change nothing here (user, metadata, store, ...) and unknown ones are accepted and ignored; fields that would
+change the answer and are not implemented are refused by `refuse_unsupported`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from actors.messages import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_SEED, MAX_STOP_TOKEN_IDS
+from cluster.errors import InvalidRequest
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARS = 256
+MAX_MESSAGES = 4096
+MAX_PROMPTS = 256
+MAX_TOKENS = 2**31 - 1
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+
+# Field -> values that ask for nothing. Anything else would change the answer in a way that is not implemented.
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None, []),
+    "guided_grammar": (None,),
+    "modalities": (None, [], ["text"]),
+    "audio": (None,),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "best_of": (None, 1),
+    "use_beam_search": (None, False),
+    "prompt_logprobs": (None,),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None, []),
+    "chat_template": (None,),
+}
+
+_BODY_CONFIG = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(BaseModel):
+    """How a stream reports itself."""
+
+    model_config = _BODY_CONFIG
+
+    include_usage: bool | None = None
+
+
+class SamplingBody(BaseModel, ABC):
+    """What both generation endpoints take. None means the default that `SamplingSpec` has."""
+
+    model_config = _BODY_CONFIG
+
+    model: str = Field(min_length=1, max_length=256)
+    n: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    temperature: float | None = Field(None, ge=0.0, le=2.0)
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
+    min_p: float | None = Field(None, ge=0.0, le=1.0)
+    frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    repetition_penalty: float | None = Field(None, gt=0.0, le=2.0)
+    logit_bias: dict[BiasKey, Bias] | None = Field(None, max_length=MAX_LOGIT_BIAS)
+    seed: int | None = Field(None, ge=-MAX_SEED, le=MAX_SEED)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, whatever form it came in."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        """Whether a stream ends with a chunk that carries usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    @abstractmethod
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report with each token; None for no logprobs at all."""
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The explicit limit of completion tokens, None if there is none."""
+        return self.max_tokens
+
+
+class TextPart(BaseModel):
+    """A part of a content list. Only text is served."""
+
+    model_config = _BODY_CONFIG
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(BaseModel):
+    """A call the assistant made earlier. `arguments` is the JSON text of an object."""
+
+    model_config = _BODY_CONFIG
+
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str | dict[str, Any]
+
+
+class ToolCall(BaseModel):
+    """One entry of an assistant message's tool_calls."""
+
+    model_config = _BODY_CONFIG
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """One turn of the conversation. `reasoning` is the newer name of `reasoning_content`."""
+
+    model_config = _BODY_CONFIG
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = Field(None, max_length=256)
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = Field(None, max_length=256)
+
+    def as_plain(self) -> dict[str, Any]:
+        """The message as chat templates expect it: text content, argument objects, no absent fields.
+
+        Raises InvalidRequest where a call's arguments are not a JSON object.
+        """
+        reasoning = self.reasoning_content if self.reasoning_content is not None else self.reasoning
+        fields: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self._text(),
+            "name": self.name,
+            "reasoning_content": reasoning,
+            "tool_calls": [_plain_call(call) for call in self.tool_calls or ()] or None,
+            "tool_call_id": self.tool_call_id,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class ChatBody(SamplingBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class CompletionBody(SamplingBody):
+    """POST /v1/completions. `prompt`: a text, texts, one prompt's ids, or several prompts' ids."""
+
+    prompt: (
+        str
+        | list[TokenId]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[list[TokenId]], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per prompt, whatever form they came in."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt or isinstance(self.prompt[0], int):
+            return [list(self.prompt)]  # type: ignore[arg-type]  # the first entry tells the list's type
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+Body = TypeVar("Body", bound=SamplingBody)
+
+
+def parse_body(kind: type[Body], raw: bytes) -> Body:
+    """Understand a JSON body. Raises InvalidRequest that names the first wrong field and the rule, never the value."""
+    try:
+        body = kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise _as_invalid_request(error.errors(include_url=False, include_input=False)[0]) from None
+    refuse_unsupported(body)
+    return body
+
+
+def refuse_unsupported(body: SamplingBody) -> None:
+    """Raises InvalidRequest for what would change the answer and is not implemented, and for fields that contradict."""
+    extra = body.model_extra or {}
+    for name, harmless in UNSUPPORTED.items():
+        if extra.get(name) not in harmless:
+            raise InvalidRequest(f"{name} is not supported with this value.", name)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream to be true.", "stream_options")
+    if isinstance(body, ChatBody):
+        _refuse_chat_contradictions(body)
+
+
+def _refuse_chat_contradictions(body: ChatBody) -> None:
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true.", "top_logprobs")
+    both = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
+    if len(both) > 1:
+        raise InvalidRequest("max_tokens and max_completion_tokens differ; send one.", "max_completion_tokens")
+
+
+def _plain_call(call: ToolCall) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    if isinstance(arguments, str):
+        try:
+            # Not the json module: this parser bounds depth and refuses text that is no Unicode.
+            arguments = from_json(arguments or "{}")
+        except ValueError:
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest("The arguments of a tool call must be a JSON object.", "messages")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _as_invalid_request(detail: ErrorDetails) -> InvalidRequest:
+    """pydantic's own sentences name rules and bounds of ours, never what the client sent."""
+    path, is_union = _field_path(detail["loc"])
+    if detail["type"] == "json_invalid":
+        return InvalidRequest("The body is not valid JSON.")
+    if not path:
+        return InvalidRequest("The body must be a JSON object.")
+    if detail["type"] == "missing":
+        return InvalidRequest(f"{path} is required.", path)
+    if is_union:
+        return InvalidRequest(f"{path} has the wrong type, or is too long, or holds a wrong entry.", path)
+    return InvalidRequest(f"{path}: {detail['msg']}.", path)
+
+
+def _field_path(location: tuple[int | str, ...]) -> tuple[str, bool]:
+    """`messages[2].content` and whether the rest of the location is about the branches of a union."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in _FIELD_NAMES:
+            path += f".{part}" if path else part
+        else:
+            return path, True
+    return path, False
+
+
+_FIELD_NAMES = frozenset(
+    name
+    for kind in (ChatBody, CompletionBody, ChatMessage, ToolCall, FunctionCall, TextPart, StreamOptions)
+    for name in kind.model_fields
+)

@@ -1,0 +1,145 @@
+"""The life of an attention replica: join, load, warm up, serve requests, drain, leave. No Ray.
+
+Everything slow runs on a thread, so that the replica's loop keeps renewing its membership meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import NamedTuple, Protocol
+
+from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
+from cluster.membership import CoordinatorPort
+from cluster.replica import Identity, ReplicaSettings, has_transport, leave, persist
+from cluster.view import ClusterView
+from cluster.watcher import Watcher, WatchSettings
+from routing.experts import ExpertMap
+from routing.transport.endpoint import Endpoint
+
+logger = logging.getLogger(__name__)
+
+
+class AttentionRank(Protocol):
+    """What a replica needs of `actors.attention.actor.AttentionActor`."""
+
+    def start(self) -> None: ...
+    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None: ...
+    def is_ready(self) -> bool: ...
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]: ...
+    def load_report(self) -> LoadReport: ...
+    def check_health(self) -> None: ...
+    def drain(self, timeout_s: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class BuiltAttention(NamedTuple):
+    """An attention actor that has loaded its weights, and the endpoint of its port."""
+
+    actor: AttentionRank
+    endpoint: Endpoint
+
+
+class AttentionReplica:
+    """One attention actor under the coordinator. `open` once, then requests, then `close`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        coordinator: CoordinatorPort,
+        build: Callable[[ExpertMap, str], BuiltAttention],
+        settings: ReplicaSettings,
+        watch: WatchSettings,
+    ) -> None:
+        """build: (expert_map, transport) -> a loaded actor; slow, runs on a thread."""
+        self._identity = identity
+        self._coordinator = coordinator
+        self._build = build
+        self._settings = settings
+        self._watcher = Watcher(
+            coordinator, self._follow, member_id=identity.member_id, register=self._register, settings=watch
+        )
+        self._built: BuiltAttention | None = None
+        self._announcing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Join, load, start the engine. Readiness is announced later, when a token has been produced."""
+        await persist(self._register, self._settings.join_timeout_s)
+        self._watcher.start()
+        view = await self._watcher.wait_for(has_transport, self._settings.join_timeout_s)
+        assert view.transport is not None, "wait_for returned a view that does not meet its condition"
+        built = await asyncio.to_thread(self._build, view.expert_map, view.transport)
+        built.actor.start()
+        self._built = built
+        self._follow(self._watcher.view or view)
+        await persist(self._register, self._settings.join_timeout_s)
+        self._announcing = asyncio.create_task(self._announce_ready(built.actor), name="announce-ready")
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The request's events. Closing the iterator aborts the sequence; a failure is the last event, never raised."""
+        assert self._built is not None, "generate before open"
+        try:
+            async with aclosing(self._built.actor.generate(request)) as events:
+                async for event in events:
+                    yield event
+        except ActorError as error:
+            yield failed_event(request.request_id, error)
+
+    def load_report(self) -> LoadReport:
+        assert self._built is not None, "load_report before open"
+        return self._built.actor.load_report()
+
+    def check_health(self) -> None:
+        """Raises if the engine is stuck or dead, or if the process no longer follows the cluster."""
+        self._watcher.check()
+        if self._built is not None:
+            self._built.actor.check_health()
+
+    async def close(self) -> None:
+        """Finish what runs, leave the cluster, free everything. Idempotent."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+        if self._built is not None:
+            await asyncio.to_thread(self._built.actor.drain, self._settings.drain_timeout_s)
+        await self._watcher.close()
+        await leave(self._coordinator, self._identity.member_id, self._settings.leave_timeout_s)
+        if self._built is not None:
+            await asyncio.to_thread(self._built.actor.close)
+
+    async def _register(self) -> None:
+        identity, built = self._identity, self._built
+        endpoint = built.endpoint if built is not None else None
+        await self._coordinator.join_attention(identity.member_id, identity.host_id, endpoint)
+        if built is not None and built.actor.is_ready():
+            await self._coordinator.report_ready(identity.member_id)
+
+    async def _announce_ready(self, actor: AttentionRank) -> None:
+        """Until it has succeeded once; after a coordinator's restart `_register` repeats it."""
+        is_announced = False
+        while not is_announced:
+            await asyncio.sleep(self._settings.ready_check_s)
+            if actor.is_ready():
+                is_announced = await persist(
+                    lambda: self._coordinator.report_ready(self._identity.member_id), self._settings.join_timeout_s
+                )
+
+    def _follow(self, view: ClusterView) -> None:
+        if self._built is not None:
+            self._built.actor.reconcile(view.shard_endpoints(), view.expert_map)
+
+
+def failed_event(request_id: str, error: ActorError) -> TokenEvent:
+    """The last event of a request that failed for a named reason."""
+    param = None
+    match error:
+        case RequestRejected():
+            kind, message, param = ErrorKind.REJECTED, str(error), error.param
+        case EngineOverloaded() | ExpertsUnavailable():
+            kind, message = ErrorKind.UNAVAILABLE, "the cluster cannot take this request now; send it again later"
+        case _:
+            logger.error("a request failed", exc_info=error)
+            kind, message = ErrorKind.INTERNAL, "the request failed inside the server"
+    return TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=RequestError(kind, message, param))

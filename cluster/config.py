@@ -1,0 +1,272 @@
+"""ClusterConfig: everything that can be set, composed of the configs that the parts own. Frozen, checked at birth.
+
+The only reader and writer of environment variables and the only reader of configuration files. Order: defaults, then
+the YAML file, then `STEP35__SECTION__FIELD` variables, then the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from actors.attention.config import AttentionConfig
+from actors.expert.config import ExpertConfig
+from cluster.api.settings import ApiLimits, ApiSettings
+from cluster.errors import ConfigurationError
+
+ENV_PREFIX = "STEP35__"
+ENV_DELIMITER = "__"
+
+DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
+
+# Set once for both tiers, because two values could never agree.
+SHARED_ENGINE_FIELDS = ("device", "deterministic")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ActorResources(_Section):
+    """What Ray reserves for one replica and where it may run."""
+
+    num_cpus: float = Field(0.1, ge=0, description="CPU shares Ray reserves; small, so that a laptop holds them all")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves")
+    labels: dict[str, str] = Field(default_factory=dict, description="node labels the replica requires")
+
+
+class AttentionTier(_Section):
+    """The attention deployment."""
+
+    num_replicas: int = Field(1, ge=1, description="attention actors; each owns the state of its requests")
+    device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device of weights and KV cache")
+    resources: ActorResources = Field(default_factory=ActorResources)
+    engine: AttentionConfig = Field(default_factory=AttentionConfig)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_shared(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        return _refuse_shared(value)
+
+
+class ExpertTier(_Section):
+    """The expert deployment."""
+
+    ep_size: int = Field(8, ge=1, description="EP ranks; must divide the checkpoint's routed experts")
+    num_replicas: int | None = Field(None, ge=1, description="must equal ep_size: one replica holds one rank")
+    num_redundant_slots: int = Field(0, ge=0, description="empty expert slots per rank and layer, for rebalancing")
+    device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device of the expert weights")
+    resources: ActorResources = Field(default_factory=ActorResources)
+    engine: ExpertConfig = Field(default_factory=ExpertConfig)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _check_shared(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        return _refuse_shared(value)
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.num_replicas not in (None, self.ep_size):
+            raise ValueError(f"num_replicas {self.num_replicas} must equal ep_size {self.ep_size}")
+        return self
+
+
+class GatewayConfig(_Section):
+    """The HTTP front door."""
+
+    num_replicas: int = Field(1, ge=1, description="gateway processes")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    api_keys_file: Path | None = Field(None, description="bearer keys, one a line; without it the API is open")
+    max_context_tokens: int | None = Field(None, ge=2, description="shortens the checkpoint's context")
+    limits: ApiLimits = Field(default_factory=ApiLimits)
+
+
+class ControlConfig(_Section):
+    """Membership, health and shutdown. Seconds."""
+
+    lease_ttl_s: float = Field(20.0, ge=1, description="silence after which a member is dead")
+    poll_s: float = Field(2.0, gt=0, description="one long poll for a view, and so the period of renewal")
+    call_timeout_s: float = Field(10.0, gt=0, description="deadline of one call to the coordinator")
+    health_check_s: float = Field(5.0, ge=1, description="period of Ray's health checks")
+    start_timeout_s: float = Field(600.0, gt=0, description="time from start to the first token")
+    drain_timeout_s: float = Field(20.0, ge=0, description="time for running requests to end at shutdown")
+
+    @model_validator(mode="after")
+    def _check_periods(self) -> Self:
+        if self.poll_s * 2 > self.lease_ttl_s:
+            raise ValueError(f"poll_s {self.poll_s} must be at most half of lease_ttl_s {self.lease_ttl_s}")
+        return self
+
+
+class RayConfig(_Section):
+    """The Ray cluster to run on."""
+
+    address: str | None = Field(None, description="an existing cluster ('auto' finds one); None starts one here")
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a cluster started here; None counts them")
+    object_store_bytes: int = Field(200 * 2**20, ge=80 * 2**20, description="object store of a cluster started here")
+    namespace: str = Field("step35", min_length=1, description="Ray namespace of the driver")
+    app_name: str = Field("step35", min_length=1, description="name of the Serve application")
+
+
+class ClusterConfig(_Section):
+    """One cluster. Only `checkpoint` has no default."""
+
+    checkpoint: Path = Field(description="folder with config.json, safetensors and tokenizer")
+    model_name: str | None = Field(None, min_length=1, max_length=256, description="name in the API; None: the folder's")
+    attention: AttentionTier = Field(default_factory=AttentionTier)
+    experts: ExpertTier = Field(default_factory=ExpertTier)
+    transport: Literal["auto", "shm", "gloo", "nccl"] = Field("auto", description="how rows travel between the tiers")
+    deterministic: bool = Field(False, description="results do not depend on batch or placement, at some cost")
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    control: ControlConfig = Field(default_factory=ControlConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of our own loggers")
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        """Replicas do not share the working directory of the command."""
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Self:
+        if self.transport == "nccl" and not self.uses_gpus:
+            raise ValueError(
+                f"transport nccl needs both tiers on cuda, got {self.attention.device} and {self.experts.device}"
+            )
+        return self
+
+    @property
+    def uses_gpus(self) -> bool:
+        return self.attention.device.startswith("cuda") and self.experts.device.startswith("cuda")
+
+    @property
+    def served_name(self) -> str:
+        """What clients send as `model`."""
+        return self.model_name or self.checkpoint.name
+
+    @property
+    def attention_engine(self) -> AttentionConfig:
+        """The attention tier's config with the values both tiers share."""
+        return AttentionConfig(**self._with_shared(self.attention.engine, self.attention.device))
+
+    @property
+    def expert_engine(self) -> ExpertConfig:
+        """The expert tier's config with the values both tiers share."""
+        return ExpertConfig(**self._with_shared(self.experts.engine, self.experts.device))
+
+    @property
+    def api(self) -> ApiSettings:
+        gateway = self.gateway
+        return ApiSettings(
+            checkpoint=self.checkpoint,
+            model_name=self.served_name,
+            max_context_tokens=gateway.max_context_tokens,
+            api_keys_file=gateway.api_keys_file,
+            limits=gateway.limits,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `ClusterConfig.model_validate` is the inverse."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def _with_shared(self, engine: AttentionConfig | ExpertConfig, device: str) -> dict[str, Any]:
+        return {**engine.model_dump(), "device": device, "deterministic": self.deterministic}
+
+
+def load_config(
+    file: Path | None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ClusterConfig:
+    """Read the file and the environment. `overrides` (top-level fields) win over both; None values are skipped.
+
+    Raises ConfigurationError that lists everything wrong.
+    """
+    values = _read_file(file) if file is not None else {}
+    for path, text in _variables(os.environ if environ is None else environ):
+        _set(values, path, _parse(path, text))
+    values.update({name: value for name, value in (overrides or {}).items() if value is not None})
+    try:
+        return ClusterConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(details) for details in error.errors()]
+        source = str(file) if file is not None else "defaults"
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigurationError(f"configuration ({source}): {len(problems)} problem(s)\n{listed}") from None
+
+
+def export_environment(variables: Mapping[str, str]) -> None:
+    """Set variables for this process and those it starts, unless the operator has set them."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"configuration file {file} cannot be read: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"configuration file {file} must hold a mapping, not a {type(values).__name__}")
+    return values
+
+
+def _variables(environ: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
+    found = sorted((name, text) for name, text in environ.items() if name.startswith(ENV_PREFIX))
+    return [(tuple(name[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)), text) for name, text in found]
+
+
+def _parse(path: tuple[str, ...], text: str) -> Any:  # noqa: ANN401 - any YAML value
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        name = ENV_PREFIX + ENV_DELIMITER.join(path).upper()
+        raise ConfigurationError(f"environment variable {name} is not a YAML value: {text!r}") from error
+
+
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401 - any YAML value
+    *parents, last = path
+    for name in parents:
+        inner = values.get(name)
+        values[name] = inner = dict(inner) if isinstance(inner, dict) else {}
+        values = inner
+    values[last] = value
+
+
+def _refuse_shared(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    for name in SHARED_ENGINE_FIELDS:
+        if isinstance(value, dict) and name in value:
+            raise ValueError(f"{name} is not set here: it stands one level up, once for what it concerns")
+    return value
+
+
+def _explain(details: Mapping[str, Any]) -> str:
+    """One problem: field, value, rule, and for an unknown field the nearest known one."""
+    path = tuple(str(part) for part in details["loc"])
+    name = ".".join(path) or "the whole"
+    if details["type"] == "extra_forbidden":
+        return f"{name} is not a field{_hint(path)}"
+    if details["type"] == "missing":
+        return f"{name} is missing"
+    rule = str(details["msg"]).removeprefix("Value error, ")
+    return f"{name} = {details['input']!r}: {rule}"
+
+
+def _hint(path: tuple[str, ...]) -> str:
+    model: Any = ClusterConfig
+    for name in path[:-1]:
+        model = model.model_fields[name].annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

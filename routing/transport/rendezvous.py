@@ -1,0 +1,104 @@
+"""How the members of a bundle agree on one set of process groups, over a TCP store that the attention side hosts.
+
+A bundle's *key* names one attention endpoint and the exact expert endpoints; whoever sees another membership waits under
+another key. Under a key, attempts are numbered: all join attempt n, then all build its groups. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+
+from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore
+
+from routing.transport.endpoint import Endpoint
+
+# Waiting for peers may last as long as they are wanted; it is cut in slices so that `is_wanted` is looked at.
+_SLICE = timedelta(milliseconds=200)
+_BACKLOG = 256
+
+
+class StoreHost:
+    """A TCP store bound to one address of this host, and its published form "host:port/bundle-id"."""
+
+    def __init__(self, host: str, timeout_s: float) -> None:
+        # The store binds to every address when it opens the socket itself, so it is given a socket that is bound.
+        listener = socket.create_server((host, 0), family=_family(host), backlog=_BACKLOG)
+        port = listener.getsockname()[1]
+        self.address = f"{host}:{port}/{secrets.token_hex(16)}"
+        self.store = TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_s),
+            master_listen_fd=listener.detach(),
+        )
+
+
+def connect_store(attention: Endpoint, timeout_s: float) -> Store:
+    """A client of the store behind an attention endpoint. Raises ValueError or RuntimeError."""
+    host, separator, port = attention.address.partition("/")[0].rpartition(":")
+    if not separator or not port.isdigit():
+        raise ValueError(f"attention address {attention.address!r} is not host:port/bundle-id")
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def bundle_key(attention: Endpoint, shards: Mapping[int, Endpoint]) -> str:
+    """The same for everyone who sees the same members."""
+    members = [attention.address, *(f"{ep_rank}={shards[ep_rank].address}" for ep_rank in sorted(shards))]
+    return hashlib.sha256("\n".join(members).encode()).hexdigest()
+
+
+def lead(store: Store, key: str, num_experts: int, is_wanted: Callable[[], bool]) -> Store | None:
+    """Attention side: open the next attempt, wait for every expert rank, and start. Returns the groups' own store.
+
+    None when the bundle is no longer wanted. Raises RuntimeError when the store fails.
+    """
+    attempt = store.add(f"{key}/attempt", 1)
+    store.set(f"{key}/{attempt}/open", "")
+    joined = [f"{key}/{attempt}/joined/{group_rank}" for group_rank in range(1, num_experts + 1)]
+    if not _wait(store, joined, is_wanted):
+        return None
+    store.set(f"{key}/{attempt}/go", "")
+    return PrefixStore(f"{key}/{attempt}/groups", store)
+
+
+def join(
+    store: Store, key: str, group_rank: int, *, after: int, is_wanted: Callable[[], bool]
+) -> tuple[int, Store] | None:
+    """Expert side: join the newest attempt above `after`, wait for its start. Returns its number and the groups' store.
+
+    None when the bundle is no longer wanted, or a newer attempt was opened. Raises RuntimeError when the store fails.
+    """
+    attempt = after + 1
+    if store.check([f"{key}/attempt"]):
+        attempt = max(attempt, _newest(store, key))
+    if not _wait(store, [f"{key}/{attempt}/open"], is_wanted):
+        return None
+    store.set(f"{key}/{attempt}/joined/{group_rank}", "")
+    if not _wait(store, [f"{key}/{attempt}/go"], lambda: is_wanted() and _newest(store, key) == attempt):
+        return None
+    return attempt, PrefixStore(f"{key}/{attempt}/groups", store)
+
+
+def _newest(store: Store, key: str) -> int:
+    return int(store.get(f"{key}/attempt"))
+
+
+def _wait(store: Store, keys: Sequence[str], is_wanted: Callable[[], bool]) -> bool:
+    while is_wanted():
+        try:
+            store.wait(list(keys), _SLICE)
+        except DistStoreError:
+            continue
+        return True
+    return False
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
