@@ -29,7 +29,8 @@ class ErrorKind(StrEnum):
     """What the gateway must know of a failure to choose a status."""
 
     REJECTED = "rejected"  # the request can never work: 400
-    UNAVAILABLE = "unavailable"  # experts or capacity are missing: 503, may be sent again
+    OVERLOADED = "overloaded"  # the waiting queue is full: 429, may be sent again later
+    UNAVAILABLE = "unavailable"  # experts are missing or the actor is going away: 503, may be sent again
     DEADLINE = "deadline"  # the request's own deadline passed: 504
     INTERNAL = "internal"  # a bug: 500
 

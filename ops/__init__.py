@@ -1,0 +1,1 @@
+"""What the person on call needs to see and measure a running cluster."""

@@ -27,7 +27,12 @@ class AttentionConfig(BaseModel):
     deterministic: bool = Field(False, description="Sum expert outputs in an order that no placement changes; slower.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs: cpu, cuda or cuda:N.")
     param_dtype: DtypeName = Field("auto", description="Type of the weights in memory; auto: the checkpoint's.")
-    compute_dtype: DtypeName = Field("auto", description="Type of activations and KV; auto: the weights'.")
+    compute_dtype: DtypeName = Field(
+        "auto", description="Type of activations, KV and travelling rows; auto: float32 on the CPU, bfloat16 on a GPU."
+    )
+    kernels: tuple[str, ...] = Field(
+        ("reference",), description="Kernel families, first choice first; the reference serves what the others do not."
+    )
     exchange_timeout_s: float = Field(
         10.0, gt=0, allow_inf_nan=False, description="Seconds an expert exchange may take before a rank is lost."
     )

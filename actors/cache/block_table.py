@@ -163,7 +163,7 @@ class KvCache:
         kv.sliding.extend(self._sliding.allocate(sliding))
 
     def commit(self, kv: SequenceKv, token_ids: Sequence[int], num_tokens: int) -> None:
-        """Count `num_tokens` appended rows as computed. `token_ids`: the sequence's, up to the last of them or further."""
+        """Count `num_tokens` appended rows as computed. `token_ids`: the sequence's, at least up to them."""
         kv.num_tokens += num_tokens
         assert self.layout.num_blocks(kv.num_tokens) <= kv.full.num_blocks, "rows are committed that were not appended"
         if self._enable_prefix_cache:

@@ -18,6 +18,7 @@ OPERATIONS = ("attention_half", "dense_half", "gate", "shared_expert", "expert_m
 # (operation, device type) -> families beside the reference, each "module:class" of a partial Kernels.
 _FAMILIES: dict[str, dict[tuple[str, str], str]] = {
     "reference": {},
+    "native": {(operation, "cpu"): "actors.kernels.native.kernels:NativeKernels" for operation in OPERATIONS},
 }
 _REFERENCE = "actors.kernels.reference.kernels:ReferenceKernels"
 
@@ -38,15 +39,13 @@ class KernelSet:
 def load_kernels(
     device_type: str, *, rms_norm_eps: float, row_independent: bool, families: Sequence[str] = ("reference",)
 ) -> KernelSet:
-    """Kernels for "cpu" or "cuda". Raises KernelError with the known families for an unknown one."""
+    """Kernels for "cpu" or "cuda". Raises KernelError for an unknown family, naming the known, or one not built."""
     unknown = [family for family in families if family not in _FAMILIES]
     if unknown:
         raise KernelError(f"unknown kernel families {unknown}; known: {sorted(_FAMILIES)}")
-    chosen = {}
-    for operation in OPERATIONS:
-        target = _first_offer(operation, device_type, families)
-        implementation = _load_class(target)(rms_norm_eps, row_independent)
-        chosen[operation] = getattr(implementation, operation)
+    targets = {operation: _first_offer(operation, device_type, families) for operation in OPERATIONS}
+    loaded = {target: _load_class(target)(rms_norm_eps, row_independent) for target in set(targets.values())}
+    chosen = {operation: getattr(loaded[target], operation) for operation, target in targets.items()}
     return KernelSet(row_independent=row_independent, **chosen)
 
 

@@ -110,11 +110,12 @@ class Choice:
         scores = event.logprobs or (None,) * len(event.token_ids)
         for token_id, score in zip(event.token_ids, scores, strict=True):
             self.num_completion_tokens += 1
-            self.num_reasoning_tokens += self._splitter.in_reasoning
+            was_reasoning = self._splitter.in_reasoning
+            self.num_reasoning_tokens += was_reasoning
             if token_id in self.plan.end_ids and event.finish_reason is FinishReason.STOP:
                 break  # nothing follows an end token, and it is no text
             split = self._splitter.push(token_id, self._detokenizer.push(token_id))
-            if score is not None and (split.content or not self._splitter.in_reasoning):
+            if score is not None and not was_reasoning:
                 self._unreleased.append(ScoredToken(self._num_content_chars, score))
             reasoning += split.reasoning
             content += self._release(split.content)

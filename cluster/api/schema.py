@@ -212,7 +212,7 @@ class CompletionBody(SamplingBody):
             return [self.prompt]
         if not self.prompt or isinstance(self.prompt[0], int):
             return [list(self.prompt)]  # type: ignore[arg-type]  # the first entry tells the list's type
-        return list(self.prompt)  # type: ignore[arg-type]
+        return list(self.prompt)
 
 
 Body = TypeVar("Body", bound=SamplingBody)

@@ -79,9 +79,7 @@ def _chat_template(
     if source is None:
         return None
     try:
-        return ChatTemplate(
-            source, tokenizer, special_tokens=named, max_chars=context * tokenizer.max_token_bytes
-        )
+        return ChatTemplate(source, tokenizer, special_tokens=named, max_chars=context * tokenizer.max_token_bytes)
     except ValueError as error:
         raise CheckpointError(str(checkpoint), [str(error)]) from error
 

@@ -34,4 +34,4 @@ class ApiSettings(BaseModel):
     max_context_tokens: int | None = Field(None, ge=2, description="Shortens the checkpoint's context; None keeps it.")
     api_keys_file: Path | None = Field(None, description="Bearer keys, one a line; None leaves the API open.")
     emit_reasoning_alias: bool = Field(True, description="Send `reasoning` beside `reasoning_content`.")
-    limits: ApiLimits = Field(default_factory=ApiLimits)
+    limits: ApiLimits = Field(ApiLimits(), description="Bounds of what one gateway takes on.")

@@ -31,9 +31,7 @@ class ChatTemplate:
     max_chars: rendering stops beyond this length; a longer prompt could not fit the context.
     """
 
-    def __init__(
-        self, source: str, tokenizer: Tokenizer, *, special_tokens: Mapping[str, str], max_chars: int
-    ) -> None:
+    def __init__(self, source: str, tokenizer: Tokenizer, *, special_tokens: Mapping[str, str], max_chars: int) -> None:
         """Raises ValueError if the template does not compile or cannot render one user message."""
         self._tokenizer = tokenizer
         self._special_tokens = dict(special_tokens)

@@ -11,6 +11,8 @@ from routing.errors import FrameError
 from routing.transport.contract import Exchange, FrameLimits
 from routing.wire import FrameKind, Header
 
+MAX_REASON_BYTES = 1024
+
 
 def dispatch_header(exchange: Exchange, ep_rank: int) -> Header:
     """The header that goes to one rank of an exchange."""
@@ -63,6 +65,8 @@ def check_dispatch(header: Header, limits: FrameLimits) -> None:
 def check_answer(answer: Header, dispatched: Header) -> None:
     """Raises FrameError unless `answer` repeats the header of its dispatch, or refuses that very dispatch."""
     if answer.kind is FrameKind.REFUSE and answer.sequence == dispatched.sequence:
+        if not 0 < answer.num_rows <= MAX_REASON_BYTES:
+            raise FrameError(f"a reason of {answer.num_rows} bytes, between 1 and {MAX_REASON_BYTES} are allowed")
         return
     if answer != combine_header(dispatched):
         raise FrameError(f"the answer {answer} does not repeat its dispatch {dispatched}")

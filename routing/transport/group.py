@@ -7,16 +7,16 @@ they live on the CPU, and on one NCCL group per direction when they live on GPUs
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 from typing import Protocol, cast
 
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store
 
@@ -58,6 +58,9 @@ class _Group(Protocol):
     def _start_coalescing(self) -> None: ...
     def _end_coalescing(self) -> Pending: ...
     def abort(self) -> None: ...
+
+
+_Operation = Callable[[list[Tensor], int, int], Pending]
 
 
 @dataclass(frozen=True)
@@ -145,20 +148,24 @@ class BundleGroup:
         except RuntimeError:
             return
 
-    def _post_control(self, operation: object, peer: int, tag: Tag, tensor: Tensor) -> Posted:
-        return Posted([operation([tensor], peer, tag)], [tensor])  # type: ignore[operator]
+    def _post_control(self, operation: _Operation, peer: int, tag: Tag, tensor: Tensor) -> Posted:
+        return Posted([operation([tensor], peer, tag)], [tensor])
 
 
-def _post(group: _Group, operation: object, payloads: Sequence[tuple[int, Tensor]]) -> Posted:
+def _post(group: _Group, operation: _Operation, payloads: Sequence[tuple[int, Tensor]]) -> Posted:
     """One grouped launch where the backend can (NCCL), one operation per peer where it cannot (gloo)."""
     payloads = [(peer, tensor) for peer, tensor in payloads if tensor.numel()]
-    works: list[Pending] = []
-    if group.supports_coalescing:
+    is_grouped = group.supports_coalescing and bool(payloads)
+    if is_grouped:
         group._start_coalescing()
-    works = [operation([tensor], peer, Tag.PAYLOAD) for peer, tensor in payloads]  # type: ignore[operator]
-    if group.supports_coalescing:
+    works = [operation([tensor], peer, Tag.PAYLOAD) for peer, tensor in payloads]
+    if is_grouped:
         works = [group._end_coalescing()]
     return Posted(works, [tensor for _, tensor in payloads])
+
+
+def _bytes_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _gloo_group(store: Store, group_rank: int, group_size: int, host: str) -> _Group:
@@ -167,3 +174,13 @@ def _gloo_group(store: Store, group_rank: int, group_size: int, host: str) -> _G
     options._threads = 1
     options._timeout = store.timeout
     return cast(_Group, ProcessGroupGloo(store, group_rank, group_size, options))
+
+
+def _nccl_group(store: Store, group_rank: int, group_size: int, device: torch.device) -> _Group:
+    nccl = torch.distributed.distributed_c10d.ProcessGroupNCCL  # absent from builds of torch for CPUs
+    options = nccl.Options()
+    options._timeout = store.timeout
+    group = nccl(store, group_rank, group_size, options)
+    # All together, now: a communicator made at first use would wait for ranks that happen to get no rows.
+    group.eager_connect_single_device(device)
+    return cast(_Group, group)

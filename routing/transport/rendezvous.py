@@ -54,13 +54,13 @@ def bundle_key(attention: Endpoint, shards: Mapping[int, Endpoint]) -> str:
     return hashlib.sha256("\n".join(members).encode()).hexdigest()
 
 
-def lead(store: Store, key: str, num_experts: int, is_wanted: Callable[[], bool]) -> Store | None:
+def lead(store: Store, key: str, num_experts: int, terms: str, is_wanted: Callable[[], bool]) -> Store | None:
     """Attention side: open the next attempt, wait for every expert rank, and start. Returns the groups' own store.
 
-    None when the bundle is no longer wanted. Raises RuntimeError when the store fails.
+    terms: what the members must agree on, compared as text. None when the bundle is no longer wanted. Raises RuntimeError when the store fails.
     """
     attempt = store.add(f"{key}/attempt", 1)
-    store.set(f"{key}/{attempt}/open", "")
+    store.set(f"{key}/{attempt}/open", terms)
     joined = [f"{key}/{attempt}/joined/{group_rank}" for group_rank in range(1, num_experts + 1)]
     if not _wait(store, joined, is_wanted):
         return None
@@ -69,17 +69,21 @@ def lead(store: Store, key: str, num_experts: int, is_wanted: Callable[[], bool]
 
 
 def join(
-    store: Store, key: str, group_rank: int, *, after: int, is_wanted: Callable[[], bool]
+    store: Store, key: str, group_rank: int, *, after: int, terms: str, is_wanted: Callable[[], bool]
 ) -> tuple[int, Store] | None:
     """Expert side: join the newest attempt above `after`, wait for its start. Returns its number and the groups' store.
 
-    None when the bundle is no longer wanted, or a newer attempt was opened. Raises RuntimeError when the store fails.
+    None when the bundle is no longer wanted, or a newer attempt was opened. Raises RuntimeError when the store fails,
+    ValueError when the attention side offers other terms.
     """
     attempt = after + 1
     if store.check([f"{key}/attempt"]):
         attempt = max(attempt, _newest(store, key))
     if not _wait(store, [f"{key}/{attempt}/open"], is_wanted):
         return None
+    offered = store.get(f"{key}/{attempt}/open").decode()
+    if offered != terms:
+        raise ValueError(f"the attention side offers {offered}, this expert rank has {terms}")
     store.set(f"{key}/{attempt}/joined/{group_rank}", "")
     if not _wait(store, [f"{key}/{attempt}/go"], lambda: is_wanted() and _newest(store, key) == attempt):
         return None

@@ -133,14 +133,22 @@ def test_without_mtp_the_plan_stops_at_the_trunk() -> None:
 @pytest.mark.parametrize("ep_size", [size for size in range(1, 289) if 288 % size == 0])
 def test_ranks_of_every_ep_size_read_each_expert_once(ep_size: int) -> None:
     """Under the linear map every (layer, expert) is read by one rank, at its place in the packed tensor."""
-    check_ep_size(REAL.num_experts, ep_size)
-    expert_map = linear_expert_map(42, 288, ep_size)
-    plans = [plan for ep_rank in range(ep_size) for plan in expert_plan(REAL, expert_map, ep_rank)]
+    config = parse_model_config(tiny_config(moe_num_experts=288, num_hidden_layers=4))
+    expert_map = linear_expert_map(2, 288, ep_size)
+    plans = [plan for ep_rank in range(ep_size) for plan in expert_plan(config, expert_map, ep_rank)]
     assert sorted((plan.moe_layer_idx, plan.logical_id) for plan in plans) == [
-        (layer, expert) for layer in range(42) for expert in range(288)
+        (layer, expert) for layer in range(2) for expert in range(288)
     ]
     assert all(plan.slot == plan.logical_id % (288 // ep_size) for plan in plans)
-    assert all(plan.down.weight.first_element == plan.logical_id * 4096 * 1280 for plan in plans)
+    assert all(plan.down.weight.first_element == plan.logical_id * 64 * 32 for plan in plans)
+
+
+def test_one_rank_of_eight_holds_36_experts_of_42_layers() -> None:
+    """The last EP8 rank of the published model reads experts 252..287, packed behind one another."""
+    plans = expert_plan(REAL, linear_expert_map(42, 288, 8), ep_rank=7)
+    assert [(p.moe_layer_idx, p.logical_id) for p in plans] == [(m, e) for m in range(42) for e in range(252, 288)]
+    assert plans[0].gate.weight.name == "model.layers.3.moe.gate_proj.weight"
+    assert plans[0].gate.weight.first_element == 252 * 1280 * 4096
 
 
 @pytest.mark.parametrize("ep_size", [0, -1, 5, 7, 289, 576])

@@ -149,88 +149,109 @@ void mix_heads(const float* weights, int64_t weight_stride, const PagedRows<Elem
     }
 }
 
-// Consecutive query rows of one sequence.
+// Consecutive query rows of one sequence, and query heads that share a key/value head: at most kMaxTileQueries pairs.
 struct QueryTile {
     int64_t row;       // first row in the batch
-    int64_t num_rows;  // rows
+    int64_t num_rows;
     int64_t position;  // of the first row
+    int64_t head;      // first query head
+    int64_t num_heads;
 };
 
 static inline int64_t first_visible(const AttentionLayer& layer, int64_t position) {
     return layer.window > 0 && position >= layer.window ? position - layer.window + 1 : 0;
 }
 
-// Attends the query heads of key/value head `group` for a tile. queries, attended: [T, N * D].
+// scores: for each row and head of the tile, the products with the keys of [first, end).
 template <typename Element>
-void attend_group(Scratch& scratch, const AttentionLayer& layer, const QueryTile& tile, int64_t group,
-                  const PagedRows<Element>& keys, const PagedRows<Element>& values, const float* queries,
-                  float* attended, float* scores) {
-    const int64_t dim = layer.head_dim, per_group = layer.num_heads / layer.num_kv_heads;
-    const int64_t row_width = layer.num_heads * dim, num_queries = tile.num_rows * per_group;
-    const int64_t first = first_visible(layer, tile.position), end = tile.position + tile.num_rows;
-    const int64_t num_keys = end - first;
+void score_tile(const AttentionLayer& layer, const QueryTile& tile, const PagedRows<Element>& keys, int64_t first,
+                int64_t end, const float* queries, float* scores) {
     const float* query_rows[kMaxTileQueries];
     float* score_rows[kMaxTileQueries];
+    const int64_t num_queries = tile.num_rows * tile.num_heads;
     for (int64_t i = 0; i < num_queries; ++i) {
-        const int64_t row = tile.row + i / per_group, head = group * per_group + i % per_group;
-        query_rows[i] = queries + row * row_width + head * dim;
-        score_rows[i] = scores + i * num_keys;
+        const int64_t row = tile.row + i / tile.num_heads, head = tile.head + i % tile.num_heads;
+        query_rows[i] = queries + (row * layer.num_heads + head) * layer.head_dim;
+        score_rows[i] = scores + i * (end - first);
     }
     for_each_run(keys, first, end, [&](const Element* run, int64_t start, int64_t count) {
-        product(query_rows, num_queries, WeightRows<Element>{run, keys.row_stride, count, dim}, score_rows,
-                start - first);
+        const WeightRows<Element> rows{run, keys.row_stride, count, layer.head_dim};
+        product(query_rows, num_queries, rows, score_rows, start - first);
     });
+}
+
+static inline void scale_in_place(float* values, int64_t count, float scale) {
+    const Lanes scales = broadcast(scale);
+    for_each_lanes(count, [&](int64_t at, int64_t n) {
+        store_up_to(values + at, load_up_to(values + at, n) * scales, n);
+    });
+}
+
+// Softmax and mix of one row's heads. scores: num_heads rows, `stride` apart, that begin with key `first`.
+template <typename Element>
+void mix_row(const AttentionLayer& layer, int64_t num_heads, const PagedRows<Element>& values, int64_t first,
+             int64_t end, float* scores, int64_t stride, float* out) {
+    const int64_t dim = layer.head_dim;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
+    float totals[kMaxTileQueries];
+    for (int64_t h = 0; h < num_heads; ++h) totals[h] = exponentiate(scores + h * stride, end - first, scale);
+    int64_t h = 0;
+    for (; h + 4 <= num_heads; h += 4)
+        mix_heads<4>(scores + h * stride, stride, values, first, end, dim, out + h * dim);
+    for (; h < num_heads; ++h) mix_heads<1>(scores + h * stride, stride, values, first, end, dim, out + h * dim);
+    for (h = 0; h < num_heads; ++h) scale_in_place(out + h * dim, dim, 1.0f / totals[h]);
+}
+
+// queries, attended: [T, N * D]. scores: room for every row and head of the tile times the keys they see.
+template <typename Element>
+void attend_tile(const AttentionLayer& layer, const QueryTile& tile, const PagedRows<Element>& keys,
+                 const PagedRows<Element>& values, const float* queries, float* attended, float* scores) {
+    const int64_t first = first_visible(layer, tile.position), num_keys = tile.position + tile.num_rows - first;
+    score_tile(layer, tile, keys, first, first + num_keys, queries, scores);
     for (int64_t r = 0; r < tile.num_rows; ++r) {
         const int64_t position = tile.position + r, seen = first_visible(layer, position);
-        float totals[kMaxTileQueries];
-        float* weights = score_rows[r * per_group] + (seen - first);
-        for (int64_t h = 0; h < per_group; ++h)
-            totals[h] = exponentiate(weights + h * num_keys, position + 1 - seen, scale);
-        float* out = attended + (tile.row + r) * row_width + group * per_group * dim;
-        int64_t h = 0;
-        for (; h + 4 <= per_group; h += 4)
-            mix_heads<4>(weights + h * num_keys, num_keys, values, seen, position + 1, dim, out + h * dim);
-        for (; h < per_group; ++h)
-            mix_heads<1>(weights + h * num_keys, num_keys, values, seen, position + 1, dim, out + h * dim);
-        for (h = 0; h < per_group; ++h) {
-            const Lanes share = broadcast(1.0f / totals[h]);
-            float* head = out + h * dim;
-            for_each_lanes(dim, [&](int64_t at, int64_t n) {
-                store_up_to(head + at, load_up_to(head + at, n) * share, n);
-            });
-        }
+        float* row_scores = scores + r * tile.num_heads * num_keys + (seen - first);
+        float* out = attended + ((tile.row + r) * layer.num_heads + tile.head) * layer.head_dim;
+        mix_row(layer, tile.num_heads, values, seen, position + 1, row_scores, num_keys, out);
     }
 }
 
-static inline int64_t tile_rows_of(const AttentionLayer& layer, const SequenceRows& sequence) {
-    const int64_t per_group = layer.num_heads / layer.num_kv_heads;
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// How one sequence is cut: rows and heads of a tile, and the scores it holds at most.
+struct Tiling {
+    int64_t rows;
+    int64_t heads;
+    int64_t num_scores;
+};
+
+// Few rows at a time where the keys are many.
+static inline Tiling tiling_of(const AttentionLayer& layer, const SequenceRows& sequence) {
     const int64_t end = sequence.first_position + sequence.num_rows;
     const int64_t num_keys = end - first_visible(layer, sequence.first_position);
-    int64_t rows = kMaxTileQueries / per_group;
-    while (rows > 1 && rows * per_group * num_keys > kMaxTileScores) --rows;
-    return rows < 1 ? 1 : (rows < sequence.num_rows ? rows : sequence.num_rows);
+    const int64_t heads = smaller(layer.num_heads / layer.num_kv_heads, kMaxTileQueries);
+    const int64_t most_rows = smaller(kMaxTileQueries / heads, kMaxTileScores / (heads * num_keys));
+    const int64_t rows = smaller(most_rows < 1 ? 1 : most_rows, sequence.num_rows);
+    return {rows, heads, rows * heads * num_keys};
 }
 
 template <typename Element>
-void attend_sequence(Scratch& scratch, const AttentionLayer& layer, const SequenceRows& sequence,
-                     const PagedCache& cache, const float* queries, float* attended) {
-    const int64_t rows = tile_rows_of(layer, sequence), per_group = layer.num_heads / layer.num_kv_heads;
+void attend_sequence(const AttentionLayer& layer, const SequenceRows& sequence, const PagedCache& cache,
+                     const float* queries, float* attended, float* scores) {
+    const Tiling tiling = tiling_of(layer, sequence);
+    const int64_t per_group = layer.num_heads / layer.num_kv_heads;
     const int64_t stride = layer.num_kv_heads * layer.head_dim;
-    const int64_t end = sequence.first_position + sequence.num_rows;
-    const int64_t most_keys = end - first_visible(layer, sequence.first_position);
-    float* scores = take<float>(scratch, rows * per_group * most_keys);
-    const auto* keys = static_cast<const Element*>(cache.keys);
-    const auto* values = static_cast<const Element*>(cache.values);
-    for (int64_t r = 0; r < sequence.num_rows; r += rows) {
-        const int64_t num_rows = sequence.num_rows - r < rows ? sequence.num_rows - r : rows;
-        const QueryTile tile{sequence.first_row + r, num_rows, sequence.first_position + r};
-        for (int64_t g = 0; g < layer.num_kv_heads; ++g) {
-            const int64_t offset = g * layer.head_dim;
-            attend_group(scratch, layer, tile, g,
-                         PagedRows<Element>{keys + offset, sequence.block_ids, cache.block_size, stride},
-                         PagedRows<Element>{values + offset, sequence.block_ids, cache.block_size, stride}, queries,
-                         attended, scores);
+    for (int64_t r = 0; r < sequence.num_rows; r += tiling.rows) {
+        const int64_t num_rows = smaller(sequence.num_rows - r, tiling.rows);
+        for (int64_t h = 0, num_heads; h < layer.num_heads; h += num_heads) {
+            num_heads = smaller(tiling.heads, per_group - h % per_group);
+            const QueryTile tile{sequence.first_row + r, num_rows, sequence.first_position + r, h, num_heads};
+            const int64_t offset = h / per_group * layer.head_dim;
+            const auto paged = [&](const void* part) {
+                const Element* base = static_cast<const Element*>(part) + offset;
+                return PagedRows<Element>{base, sequence.block_ids, cache.block_size, stride};
+            };
+            attend_tile(layer, tile, paged(cache.keys), paged(cache.values), queries, attended, scores);
         }
     }
 }
@@ -250,8 +271,14 @@ template <typename Element>
 void write_and_attend(Scratch& scratch, const AttentionLayer& layer, const AttentionBatch& batch,
                       const PagedCache& cache, int64_t num_rows, float** const (&qkv)[3], float* attended) {
     write_cache<Element>(layer, batch, cache, num_rows, qkv[1], qkv[2]);
+    int64_t most_scores = 0;
+    for (int64_t s = 0; s < batch.num_sequences; ++s) {
+        const int64_t num_scores = tiling_of(layer, batch.sequences[s]).num_scores;
+        most_scores = num_scores > most_scores ? num_scores : most_scores;
+    }
+    float* scores = take<float>(scratch, most_scores);
     for (int64_t s = 0; s < batch.num_sequences; ++s)
-        attend_sequence<Element>(scratch, layer, batch.sequences[s], cache, qkv[0][0], attended);
+        attend_sequence<Element>(layer, batch.sequences[s], cache, qkv[0][0], attended, scores);
 }
 
 static inline void norm_and_rotate_rows(Scratch& scratch, const AttentionLayer& layer, const AttentionBatch& batch,
@@ -271,11 +298,7 @@ static inline void gate_heads(const AttentionLayer& layer, int64_t num_rows, flo
     for (int64_t r = 0; r < num_rows; ++r) {
         sigmoid_in_place(head_gate[r], layer.num_heads);
         for (int64_t h = 0; h < layer.num_heads; ++h) {
-            float* head = attended[r] + h * layer.head_dim;
-            const Lanes share = broadcast(head_gate[r][h]);
-            for_each_lanes(layer.head_dim, [&](int64_t at, int64_t n) {
-                store_up_to(head + at, load_up_to(head + at, n) * share, n);
-            });
+            scale_in_place(attended[r] + h * layer.head_dim, layer.head_dim, head_gate[r][h]);
         }
     }
 }

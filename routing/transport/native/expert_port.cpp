@@ -173,6 +173,7 @@ void ExpertPort::close() {
     watcher_.stop();
     {
         const std::lock_guard guard(mutex_);
+        listener_ = Fd();
         guests_.clear();
         links_.clear();
     }

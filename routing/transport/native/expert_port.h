@@ -95,7 +95,7 @@ class ExpertPort {
 
     const int32_t ep_rank_;
     const Limits limits_;
-    const Fd listener_;
+    Fd listener_;
     const Fd bell_memory_;
     Doorbell bell_;  // our own
     std::mutex mutex_;

@@ -1,0 +1,115 @@
+"""From a checkpoint folder to an engine: weights, KV cache, kernels, scheduler and sampler put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from actors.attention.config import AttentionConfig
+from actors.attention.scheduler import Scheduler, SchedulerLimits
+from actors.attention.step import BatchShape, EngineStep
+from actors.cache.block_table import KvCache
+from actors.cache.blocks import KvLayout
+from actors.cache.storage import KvDemand, KvPoolSizes, KvStorage, size_for_bytes, size_for_tokens
+from actors.kernels.registry import load_kernels
+from actors.model.config import ModelConfig
+from actors.model.decoder import Decoder
+from actors.sampling.sampler import Sampler
+from actors.weights.check import check_checkpoint
+from actors.weights.loader import load_attention_weights
+from actors.weights.shard import AttentionTierWeights
+from actors.weights.source import SafetensorsSource
+from routing.dispatcher import Dispatcher
+
+TOKENIZER_NAME = "tokenizer.json"
+
+
+def load_engine(config: AttentionConfig, checkpoint: Path, ep_size: int, dispatcher: Dispatcher) -> EngineStep:
+    """Slow: reads the attention tier's weights. Raises CheckpointError, or ValueError for a KV cache that is too small."""
+    model = check_checkpoint(checkpoint, ep_size).config
+    with SafetensorsSource(checkpoint) as source:
+        weights = load_attention_weights(source, model, dtype=_param_dtype(config), device=config.device)
+    return build_engine(config, model, weights, dispatcher, valid_vocab_size(checkpoint, model))
+
+
+def build_engine(
+    config: AttentionConfig,
+    model: ModelConfig,
+    weights: AttentionTierWeights,
+    dispatcher: Dispatcher,
+    num_valid_tokens: int,
+) -> EngineStep:
+    """An engine over loaded weights. num_valid_tokens: ids from here on are padding and never sampled."""
+    dtype = compute_dtype(config)
+    layout = KvLayout(config.block_size, model.window)
+    sizes = _pool_sizes(config, model, layout, dtype)
+    storage = KvStorage(model.layers, layout, sizes, dtype=dtype, device=config.device)
+    kv_cache = KvCache(
+        layout,
+        num_full_blocks=sizes.full_blocks,
+        num_sliding_blocks=sizes.sliding_blocks,
+        enable_prefix_cache=config.enable_prefix_cache,
+    )
+    kernels = load_kernels(
+        torch.device(config.device).type,
+        rms_norm_eps=model.rms_norm_eps,
+        row_independent=config.deterministic,
+        families=config.kernels,
+    )
+    decoder = Decoder(model, weights, kernels, storage.layers.__getitem__, dtype)
+    shape = BatchShape(config.block_size, model.window > 0, config.num_microbatches, config.device)
+    scheduler = Scheduler(kv_cache, _limits(config, model))
+    return EngineStep(scheduler, decoder, dispatcher, Sampler(num_valid_tokens), shape)
+
+
+def compute_dtype(config: AttentionConfig) -> torch.dtype:
+    """dtype of activations, KV cache and of the rows that travel."""
+    if config.compute_dtype != "auto":
+        return _named_dtype(config.compute_dtype)
+    return torch.float32 if config.device == "cpu" else torch.bfloat16
+
+
+def max_model_len(config: AttentionConfig, model: ModelConfig) -> int:
+    """Prompt and completion tokens of the longest sequence. Raises ValueError beyond the model's positions."""
+    if config.max_model_len is not None and config.max_model_len > model.max_positions:
+        raise ValueError(f"max_model_len {config.max_model_len} exceeds the model's {model.max_positions} positions")
+    return config.max_model_len or model.max_positions
+
+
+def valid_vocab_size(checkpoint: Path, model: ModelConfig) -> int:
+    """Ids that the tokenizer knows; the rows of the embedding beyond them are padding (specification, 5.1)."""
+    path = checkpoint / TOKENIZER_NAME
+    if not path.exists():
+        return model.vocab_size
+    return min(model.vocab_size, int(Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)))
+
+
+def _pool_sizes(config: AttentionConfig, model: ModelConfig, layout: KvLayout, dtype: torch.dtype) -> KvPoolSizes:
+    longest = max_model_len(config, model)
+    demand = KvDemand(longest, config.max_running, config.max_step_tokens, config.cached_windows)
+    if config.kv_cache_bytes is not None:
+        return size_for_bytes(model.layers, layout, demand, dtype, config.kv_cache_bytes)
+    return size_for_tokens(layout, demand, config.kv_cache_tokens or 2 * longest)
+
+
+def _limits(config: AttentionConfig, model: ModelConfig) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_running=config.max_running,
+        max_waiting=config.max_waiting,
+        max_step_tokens=config.max_step_tokens,
+        max_model_len=max_model_len(config, model),
+        vocab_size=model.vocab_size,
+        eos_token_ids=frozenset(model.eos_token_ids),
+    )
+
+
+def _param_dtype(config: AttentionConfig) -> torch.dtype | None:
+    return None if config.param_dtype == "auto" else _named_dtype(config.param_dtype)
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype), f"{name} is not a dtype"
+    return dtype

@@ -1,0 +1,161 @@
+"""The engine's step: schedule, forward, commit, sample, accept, publish.
+
+Single-threaded. Time is an argument. Whatever fails here fails one request, except the expert tier: that is the
+caller's to wait for, and a failed step may simply be repeated, because it wrote nothing but KV slots it will write again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from actors.attention.batch import build_batch, split
+from actors.attention.scheduler import Schedule, ScheduledSequence, Scheduler
+from actors.attention.sequence import Sequence
+from actors.errors import RequestRejected
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, SamplingSpec, TokenEvent
+from actors.model.decoder import Decoder, run_passes
+from actors.sampling.sampler import RowFailure, SampledToken, Sampler
+from routing.dispatcher import Dispatcher
+from routing.errors import TransportError
+
+logger = logging.getLogger(__name__)
+
+FAILED = RequestError(ErrorKind.INTERNAL, "Computing this request failed.")
+WARM_UP_ID = "warm-up"
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How a schedule becomes tensors. num_microbatches: 1, or 2 to hide expert round trips behind attention."""
+
+    block_size: int
+    has_sliding: bool
+    num_microbatches: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Logits:
+    """rows: float32 [R, V], the next-token logits of R sequences."""
+
+    sequences: tuple[Sequence, ...]
+    rows: Tensor
+
+
+class EngineStep:
+    """Sequences in, token events out. One thread calls it."""
+
+    def __init__(
+        self, scheduler: Scheduler, decoder: Decoder, dispatcher: Dispatcher, sampler: Sampler, shape: BatchShape
+    ) -> None:
+        self.scheduler = scheduler
+        self._decoder = decoder
+        self._dispatcher = dispatcher
+        self._sampler = sampler
+        self._shape = shape
+        self._news: dict[str, Sequence] = {}  # sequences with something to report
+        self.step_id = 0
+
+    def add(self, request: GenerateRequest, now: float) -> None:
+        """Queue a request. Raises RequestRejected or EngineOverloaded."""
+        self.scheduler.add(request, now)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence; nothing more is reported of it."""
+        self.scheduler.abort(request_id)
+        self._news.pop(request_id, None)
+
+    @torch.inference_mode()
+    def run(self, now: float) -> list[TokenEvent]:
+        """One step. Raises TransportError when the expert tier did not answer; the next call repeats the step."""
+        self._note(self.scheduler.expire(now))
+        schedule = self.scheduler.schedule()
+        if schedule.items:
+            logits = self._forward(schedule)
+            self.scheduler.commit(schedule)
+            sampled = self._sampler.sample(logits.rows, [sequence.sampling_row() for sequence in logits.sequences])
+            self._accept(logits.sequences, sampled)
+            self.step_id += 1
+        return self.take_events()
+
+    def take_events(self) -> list[TokenEvent]:
+        """News of every sequence since it was last asked for."""
+        events = [event for sequence in self._news.values() if (event := sequence.take_event())]
+        self._news.clear()
+        return events
+
+    def fail_all(self, error: RequestError) -> None:
+        """End every sequence with `error`; the next `take_events` reports them."""
+        for sequence in self.scheduler.sequences():
+            self._fail(sequence, error)
+
+    def warm_up(self, now: float) -> None:
+        """Produce tokens through every part once. Raises TransportError as `run`, RequestRejected if it cannot work."""
+        self.abort(WARM_UP_ID)
+        spec = SamplingSpec(max_tokens=2, temperature=0.0, ignore_eos=True)
+        sequence = self.scheduler.add(GenerateRequest(WARM_UP_ID, (0,), spec), now)
+        while not sequence.is_finished:
+            self.run(now)
+        if sequence.finish_reason is not FinishReason.LENGTH:
+            raise RequestRejected(f"the warm-up token failed: {sequence.error}")
+
+    def _forward(self, schedule: Schedule) -> Logits:
+        """Logits of the sequences that need them. A sequence whose computation fails is ended, alone."""
+        try:
+            return self._forward_items(schedule.items)
+        except TransportError:
+            raise
+        # Any fault at all: one request must not take the others with it. KV writes may be repeated.
+        except Exception:
+            logger.exception("a batch of %d sequences failed; computing each alone", len(schedule.items))
+        alone = [self._forward_alone(item) for item in schedule.items]
+        done = [logits for logits in alone if logits is not None]
+        sequences = tuple(sequence for logits in done for sequence in logits.sequences)
+        return Logits(sequences, torch.cat([logits.rows for logits in done]) if done else torch.empty((0, 1)))
+
+    def _forward_alone(self, item: ScheduledSequence) -> Logits | None:
+        try:
+            return self._forward_items((item,))
+        except TransportError:
+            raise
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": item.sequence.request_id})
+            self._fail(item.sequence, FAILED)
+            return None
+
+    def _forward_items(self, items: SequenceOf[ScheduledSequence]) -> Logits:
+        shape = self._shape
+        parts = split(items) if shape.num_microbatches > 1 else (items,)
+        batches = [
+            build_batch(part, block_size=shape.block_size, has_sliding=shape.has_sliding, device=shape.device)
+            for part in parts
+        ]
+        passes = [
+            self._decoder.forward(batch.token_ids, batch.inputs_for, self._dispatcher, microbatch_idx)
+            for microbatch_idx, batch in enumerate(batches)
+        ]
+        hidden = run_passes(passes, self._dispatcher)
+        chosen = torch.cat([rows[batch.logit_rows] for rows, batch in zip(hidden, batches, strict=True)])
+        sequences = tuple(sequence for batch in batches for sequence in batch.logit_sequences)
+        return Logits(sequences, self._decoder.logits(chosen))
+
+    def _accept(self, sequences: SequenceOf[Sequence], sampled: SequenceOf[SampledToken | RowFailure]) -> None:
+        for sequence, result in zip(sequences, sampled, strict=True):
+            if isinstance(result, RowFailure):
+                self._fail(sequence, RequestError(ErrorKind.INTERNAL, result.message))
+            else:
+                self.scheduler.accept(sequence, result.token_id, result.logprob)
+        self._note(sequences)
+
+    def _fail(self, sequence: Sequence, error: RequestError) -> None:
+        self.scheduler.finish(sequence, FinishReason.ERROR, error)
+        self._note([sequence])
+
+    def _note(self, sequences: Iterable[Sequence]) -> None:
+        self._news.update((sequence.request_id, sequence) for sequence in sequences)

@@ -1,0 +1,99 @@
+"""Raw ASGI middlewares that bound what a request can bring: its id, its control headers, its body, its company."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.api.auth import PUBLIC_PATHS
+from cluster.api.errors import error_response
+from cluster.errors import BodyTooLarge, TooManyRequests
+
+# With these a client could switch off the proxy's time-out and its cancellation, or steer its routing.
+STRIPPED_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id"})
+STRIPPED_PREFIX = b"x-serve-"
+
+_ECHOED_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestIdMiddleware:
+    """Gives every request an id of our own and drops headers that are not for clients to set.
+
+    The answer carries our id as `x-request-id`, and the client's own, if it is harmless, as `x-client-request-id`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        client_id = headers.get(b"x-client-request-id", headers.get(b"x-request-id", b""))
+        request_id = uuid.uuid4().hex
+        kept = [(n, v) for n, v in scope["headers"] if n not in STRIPPED_HEADERS and not n.startswith(STRIPPED_PREFIX)]
+        state = {**scope.get("state", {}), "request_id": request_id}
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = request_id
+                if _ECHOED_ID.fullmatch(client_id):
+                    answered["x-client-request-id"] = client_id.decode("ascii")
+            await send(message)
+
+        await self._app({**scope, "headers": kept, "state": state}, receive, send_with_id)
+
+
+class BodyLimitMiddleware:
+    """Answers 413 for a body that says it is too long, and makes reading one that turns out too long fail."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        too_large = BodyTooLarge(f"The body is longer than {self._max_body_bytes} bytes.")
+        declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        # More digits than any real length: not worth parsing, and int() of very many digits is slow.
+        if len(declared) > 18 or (declared.isdigit() and int(declared) > self._max_body_bytes):
+            await error_response(too_large)(scope, receive, send)
+            return
+        num_received = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_received
+            message = await receive()
+            if message["type"] == "http.request":
+                num_received += len(message.get("body", b""))
+                if num_received > self._max_body_bytes:
+                    raise too_large
+            return message
+
+        await self._app(scope, receive_bounded, send)
+
+
+class ConcurrencyMiddleware:
+    """Answers 429 when as many requests as allowed are being answered. Public paths always get through."""
+
+    def __init__(self, app: ASGIApp, max_concurrent_requests: int, retry_after_s: int) -> None:
+        self._app = app
+        self._num_free = max_concurrent_requests
+        self._retry_after_s = retry_after_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
+            await self._app(scope, receive, send)
+        elif self._num_free <= 0:
+            refusal = TooManyRequests("This gateway answers as many requests as it can; try again soon.")
+            await error_response(refusal, self._retry_after_s)(scope, receive, send)
+        else:
+            self._num_free -= 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._num_free += 1

@@ -1,0 +1,117 @@
+"""The OpenAI routes. Each reads as parse, plan, generate, answer; failures go to the table in `errors`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.api.bodies import AnswerHead, Bodies, ChatBodies, CompletionBodies
+from cluster.api.choice import ChoicePlan
+from cluster.api.engine import Engine
+from cluster.api.errors import request_id_of
+from cluster.api.generation import Generation
+from cluster.api.prepare import plan_chat, plan_completion
+from cluster.api.schema import Body, ChatBody, CompletionBody, SamplingBody, parse_body
+from cluster.api.served_model import ServedModel
+from cluster.api.settings import ApiLimits, ApiSettings
+from cluster.api.stream import EventStream, WholeAnswer
+from cluster.errors import BodyTooSlow, UnknownModel
+
+Planner = Callable[[Body, ServedModel, ApiLimits, str], list[ChoicePlan]]
+
+
+@dataclass(frozen=True)
+class OpenAiRoutes:
+    """The endpoints of one model. created: Unix time in seconds at which this gateway began to serve it."""
+
+    settings: ApiSettings
+    model: ServedModel
+    engine: Engine
+    created: int
+
+    def router(self) -> APIRouter:
+        """The routes, to be included in an app."""
+        router = APIRouter(prefix="/v1")
+        router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_model=None)
+        router.add_api_route("/completions", self.completions, methods=["POST"], response_model=None)
+        router.add_api_route("/models", self.models, methods=["GET"], response_model=None)
+        router.add_api_route("/models/{model_id:path}", self.model_card, methods=["GET"], response_model=None)
+        return router
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = await self._parse(ChatBody, request)
+        plans = await self._plan(plan_chat, body, request)
+        names = ["reasoning_content", "reasoning"] if self.settings.emit_reasoning_alias else ["reasoning_content"]
+        bodies = ChatBodies(
+            self._head("chatcmpl-", body, request),
+            self.model.tokenizer,
+            reasoning_fields=[] if body.include_reasoning is False else names,
+        )
+        return self._answer(body, plans, bodies)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = await self._parse(CompletionBody, request)
+        plans = await self._plan(plan_completion, body, request)
+        bodies = CompletionBodies(self._head("cmpl-", body, request), self.model.tokenizer)
+        return self._answer(body, plans, bodies)
+
+    async def models(self) -> dict[str, Any]:
+        """GET /v1/models."""
+        return {"object": "list", "data": [self._card()]}
+
+    async def model_card(self, model_id: str) -> dict[str, Any]:
+        """GET /v1/models/{id}. Names may hold slashes."""
+        self._check_name(model_id)
+        return self._card()
+
+    async def _parse(self, kind: type[Body], request: Request) -> Body:
+        try:
+            async with asyncio.timeout(self.settings.limits.body_timeout_s):
+                raw = await request.body()
+        except TimeoutError as error:
+            raise BodyTooSlow("The body did not arrive in time.") from error
+        body = parse_body(kind, raw)
+        self._check_name(body.model)
+        return body
+
+    async def _plan(self, planner: Planner[Body], body: Body, request: Request) -> list[ChoicePlan]:
+        """In a thread: a long prompt takes long to tokenise, and other streams must go on."""
+        request_id = request_id_of(request.scope)
+        return await asyncio.to_thread(planner, body, self.model, self.settings.limits, request_id)
+
+    def _answer(self, body: SamplingBody, plans: list[ChoicePlan], bodies: Bodies) -> Response:
+        generation = Generation(self.engine, plans, self.model.tokenizer)
+        if not body.stream:
+            return WholeAnswer(generation, bodies)
+        keep_alive_s = self.settings.limits.keep_alive_s
+        return EventStream(generation, bodies, keep_alive_s=keep_alive_s, has_usage_chunk=body.wants_usage_chunk)
+
+    def _head(self, prefix: str, body: SamplingBody, request: Request) -> AnswerHead:
+        return AnswerHead(
+            answer_id=prefix + request_id_of(request.scope),
+            created=int(time.time()),
+            model=self.settings.model_name,
+            has_usage_chunk=body.wants_usage_chunk,
+        )
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self.settings.model_name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "step35-cluster",
+            "max_model_len": self.model.context_tokens,
+        }
+
+    def _check_name(self, name: str) -> None:
+        if name != self.settings.model_name:
+            raise UnknownModel("The model does not exist, or is not served here.", "model")

@@ -1,0 +1,127 @@
+"""From a parsed body to plans of what the engine is asked. Every check that needs the model is here, before the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actors.messages import MAX_SEED, GenerateRequest, SamplingSpec, check_sampling
+from cluster.api.choice import ChoicePlan
+from cluster.api.schema import ChatBody, CompletionBody, SamplingBody
+from cluster.api.served_model import ServedModel
+from cluster.api.settings import ApiLimits
+from cluster.errors import ContextLengthExceeded, InvalidRequest
+
+
+def plan_chat(body: ChatBody, model: ServedModel, limits: ApiLimits, request_id: str) -> list[ChoicePlan]:
+    """The plans of a chat request. Tokenises: call it in a thread. Raises InvalidRequest."""
+    if model.chat_template is None:
+        raise InvalidRequest("This model has no chat template; use /v1/completions.", "messages")
+    messages = [message.as_plain() for message in body.messages]
+    prompt = model.chat_template.encode(messages, **(body.chat_template_kwargs or {}))
+    return _plans(body, [prompt], model, limits, request_id)
+
+
+def plan_completion(body: CompletionBody, model: ServedModel, limits: ApiLimits, request_id: str) -> list[ChoicePlan]:
+    """The plans of a completion request, `n` for each prompt in order. As `plan_chat`."""
+    _check_num_sequences(body, len(body.prompts), limits)
+    return _plans(body, [_prompt_ids(prompt, model) for prompt in body.prompts], model, limits, request_id)
+
+
+def _prompt_ids(prompt: str | list[int], model: ServedModel) -> list[int]:
+    if isinstance(prompt, list):
+        unknown = next((token_id for token_id in prompt if not model.tokenizer.is_known(token_id)), None)
+        if unknown is not None:
+            raise InvalidRequest(f"prompt holds token id {unknown}, which is not in the vocabulary.", "prompt")
+        return prompt
+    if not prompt:
+        raise InvalidRequest("prompt is empty.", "prompt")
+    if len(prompt) > model.context_tokens * model.tokenizer.max_token_bytes:
+        raise ContextLengthExceeded("prompt is longer than the model's context.", "prompt")
+    token_ids = model.tokenizer.encode(prompt)
+    has_bos = model.bos_id is None or token_ids[:1] == [model.bos_id]
+    return token_ids if has_bos else [model.bos_id, *token_ids]  # type: ignore[list-item]  # not None here
+
+
+def _plans(
+    body: SamplingBody, prompts: Sequence[Sequence[int]], model: ServedModel, limits: ApiLimits, request_id: str
+) -> list[ChoicePlan]:
+    num_choices = body.n or 1
+    _check_num_sequences(body, len(prompts), limits)
+    plans = []
+    for prompt_idx, token_ids in enumerate(prompts):
+        prompt_ids = tuple(token_ids)
+        spec = _sampling(body, len(prompt_ids), model)
+        end_ids = frozenset(spec.stop_token_ids) | (frozenset() if spec.ignore_eos else model.eos_ids)
+        for choice_idx in range(num_choices):
+            index = prompt_idx * num_choices + choice_idx
+            request = GenerateRequest(
+                request_id=f"{request_id}-{index}",
+                prompt_token_ids=prompt_ids,
+                sampling=_with_seed_of(spec, choice_idx),
+                deadline_s=limits.request_timeout_s,
+            )
+            plans.append(
+                ChoicePlan(
+                    index=index,
+                    prompt_idx=prompt_idx,
+                    request=request,
+                    end_ids=end_ids,
+                    stop_strings=body.stop_strings,
+                    starts_in_reasoning=isinstance(body, ChatBody) and model.starts_in_reasoning(prompt_ids),
+                    skip_special_tokens=body.skip_special_tokens is not False,
+                )
+            )
+    return plans
+
+
+def _check_num_sequences(body: SamplingBody, num_prompts: int, limits: ApiLimits) -> None:
+    num_choices = body.n or 1
+    if num_choices > limits.max_choices:
+        raise InvalidRequest(f"n is at most {limits.max_choices}.", "n")
+    if num_choices * num_prompts > limits.max_sequences:
+        raise InvalidRequest(f"n times the number of prompts is at most {limits.max_sequences}.", "prompt")
+
+
+def _sampling(body: SamplingBody, num_prompt_tokens: int, model: ServedModel) -> SamplingSpec:
+    """Fields that are None keep the default of `SamplingSpec`; without a limit, the rest of the context is one."""
+    names = ("min_tokens", "temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty")
+    given = {name: getattr(body, name) for name in (*names, "repetition_penalty", "seed", "ignore_eos")}
+    spec = SamplingSpec(
+        max_tokens=_max_tokens(body, num_prompt_tokens, model.context_tokens),
+        top_k=max(0, body.top_k or 0),
+        logit_bias=tuple((int(token_id), bias) for token_id, bias in (body.logit_bias or {}).items()),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        logprobs=body.num_logprobs,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    try:
+        check_sampling(spec, model.vocab_size)
+    except ValueError as error:
+        # The messages of check_sampling are sentences of ours that begin with the field's name.
+        raise InvalidRequest(f"{error}.", str(error).split(" ", 1)[0]) from None
+    return spec
+
+
+def _max_tokens(body: SamplingBody, num_prompt_tokens: int, context_tokens: int) -> int:
+    if num_prompt_tokens == 0:
+        raise InvalidRequest("prompt is empty.", "prompt")
+    room = context_tokens - num_prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"The prompt has {num_prompt_tokens} tokens; the context of {context_tokens} leaves no room to answer."
+        )
+    asked = body.max_new_tokens
+    if asked is not None and asked > room:
+        raise ContextLengthExceeded(
+            f"The prompt's {num_prompt_tokens} tokens and {asked} completion tokens exceed the context of "
+            f"{context_tokens} tokens.",
+            "max_tokens",
+        )
+    return room if asked is None else asked
+
+
+def _with_seed_of(spec: SamplingSpec, choice_idx: int) -> SamplingSpec:
+    """Choices of one seeded request differ from each other and are the same each time."""
+    if spec.seed is None or choice_idx == 0:
+        return spec
+    return SamplingSpec(**{**vars(spec), "seed": (spec.seed + choice_idx) % MAX_SEED})

@@ -1,0 +1,123 @@
+"""The coordinator and the engine behind Serve handles: a deadline on every call, named failures, never a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
+from cluster.api.engine import Readiness
+from cluster.errors import CoordinatorUnavailable
+from cluster.membership import ClusterStatus, ViewReply
+from cluster.view import ClusterView
+from cluster.watcher import Watcher
+from routing.transport.endpoint import Endpoint
+
+logger = logging.getLogger(__name__)
+
+# What the engine itself needs to end a request whose deadline has passed, before the gateway stops waiting for it.
+DEADLINE_SLACK_S = 5.0
+
+
+class RemoteCoordinator:
+    """`CoordinatorPort` over a handle. A call takes at most its own waiting time plus `timeout_s`."""
+
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+
+    async def lease_rank(
+        self, member_id: str, host_id: str, *, held: int | None = None, timeout_s: float = 0.0
+    ) -> int | None:
+        answer: int | None = await self._call("lease_rank", timeout_s, member_id, host_id, held=held, timeout_s=timeout_s)
+        return answer
+
+    async def publish_shard(self, member_id: str, endpoint: Endpoint) -> bool:
+        return bool(await self._call("publish_shard", 0.0, member_id, endpoint))
+
+    async def join_attention(self, member_id: str, host_id: str, endpoint: Endpoint | None = None) -> None:
+        await self._call("join_attention", 0.0, member_id, host_id, endpoint)
+
+    async def report_ready(self, member_id: str) -> bool:
+        return bool(await self._call("report_ready", 0.0, member_id))
+
+    async def leave(self, member_id: str) -> None:
+        await self._call("leave", 0.0, member_id)
+
+    async def recover(self, view: Mapping[str, Any]) -> None:
+        await self._call("recover", 0.0, view)
+
+    async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
+        reply: ViewReply = await self._call("wait_view", timeout_s, after_view_id, timeout_s, member_id)
+        return reply
+
+    async def status(self) -> ClusterStatus:
+        status: ClusterStatus = await self._call("status", 0.0)
+        return status
+
+    async def _call(self, method: str, own_wait_s: float, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+        """Raises CoordinatorUnavailable for whatever keeps an answer from coming."""
+        response = getattr(self._handle, method).remote(*args, **kwargs)
+        try:
+            async with asyncio.timeout(own_wait_s + self._timeout_s):
+                return await response
+        except (TimeoutError, RayError, RayServeException) as error:
+            response.cancel()
+            raise CoordinatorUnavailable(f"{method}: {type(error).__name__}") from error
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+
+class RemoteEngine:
+    """`cluster.api.engine.Engine` over the attention deployment; readiness comes from the view, not from a call."""
+
+    def __init__(self, attention: DeploymentHandle[Any], watcher: Watcher) -> None:
+        self._stream = attention.options(stream=True)
+        self._watcher = watcher
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        """Closing it cancels the Serve stream, which closes the replica's generator, which aborts the sequence."""
+        deadline = asyncio.get_running_loop().time() + request.deadline_s + DEADLINE_SLACK_S
+        responses = self._stream.generate.remote(request)
+        try:
+            is_finished = False
+            while not is_finished:
+                # The deadline must not enclose a yield: the next event may be asked for by another task.
+                async with asyncio.timeout_at(deadline):
+                    event = await anext(responses)
+                is_finished = event.finish_reason is not None
+                yield event
+        except StopAsyncIteration:
+            yield _failed(request, ErrorKind.INTERNAL, "the request ended without a reason")
+        except TimeoutError:
+            yield _failed(request, ErrorKind.DEADLINE, "the request's deadline has passed")
+        except (RayError, RayServeException) as error:
+            logger.warning("the stream of %s broke: %s", request.request_id, type(error).__name__)
+            yield _failed(request, ErrorKind.UNAVAILABLE, "the server that ran this request is gone; send it again")
+        finally:
+            responses.cancel()
+
+    async def ready(self) -> Readiness:
+        return readiness(self._watcher.view)
+
+
+def readiness(view: ClusterView | None) -> Readiness:
+    """Whether the view promises a token, and if not what it lacks."""
+    if view is None:
+        return Readiness(False, "the coordinator has not been reached yet")
+    if view.missing_ranks:
+        return Readiness(False, f"no process serves expert ranks {', '.join(map(str, view.missing_ranks))}")
+    if not view.is_serving:
+        return Readiness(False, "no attention actor has warmed up yet")
+    return Readiness(True)
+
+
+def _failed(request: GenerateRequest, kind: ErrorKind, message: str) -> TokenEvent:
+    return TokenEvent(request.request_id, finish_reason=FinishReason.ERROR, error=RequestError(kind, message))

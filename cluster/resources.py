@@ -1,0 +1,109 @@
+"""From the configuration to what Ray is told: replica counts, actor options, health, shutdown and environment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.config import ActorResources, ClusterConfig
+
+# How often a stopping replica looks whether its requests have ended; Ray's own 2 s would add up over the tiers.
+SHUTDOWN_CHECK_S = 0.2
+
+# A health check runs on the replica's event loop, which a thread that loads weights may hold up.
+HEALTH_TIMEOUT_S = 30.0
+
+# Time beyond the drain for closing ports, threads and pools, before Ray kills the process.
+CLOSE_TIMEOUT_S = 10.0
+
+# Long polls and status calls of every member at once.
+MAX_COORDINATOR_CALLS = 4096
+
+# Requests a gateway holds for an attention actor besides those the engine itself lets run and wait.
+REQUEST_SLACK = 16
+
+
+@dataclass(frozen=True)
+class DeploymentOptions:
+    """Arguments of `serve.deployment` that depend on the configuration. Seconds."""
+
+    num_replicas: int
+    max_ongoing_requests: int
+    graceful_shutdown_timeout_s: float
+    health_check_period_s: float
+    ray_actor_options: Mapping[str, Any]
+    health_check_timeout_s: float = HEALTH_TIMEOUT_S
+    graceful_shutdown_wait_loop_s: float = SHUTDOWN_CHECK_S
+    # A constructor that fails twice in a row will fail again; Ray's 20 would hide the reason for many minutes.
+    max_constructor_retry_count: int = 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "ray_actor_options": dict(self.ray_actor_options)}
+
+
+def attention_options(config: ClusterConfig) -> DeploymentOptions:
+    """An attention replica drains: its running requests end before it does."""
+    engine = config.attention.engine
+    return DeploymentOptions(
+        num_replicas=config.attention.num_replicas,
+        max_ongoing_requests=engine.max_running + engine.max_waiting + REQUEST_SLACK,
+        graceful_shutdown_timeout_s=config.control.drain_timeout_s + CLOSE_TIMEOUT_S,
+        health_check_period_s=config.control.health_check_s,
+        ray_actor_options=actor_options(config.attention.resources),
+    )
+
+
+def expert_options(config: ClusterConfig) -> DeploymentOptions:
+    """An expert replica takes no requests from Serve: rows reach it through its port."""
+    return DeploymentOptions(
+        num_replicas=config.experts.ep_size,
+        max_ongoing_requests=1,
+        graceful_shutdown_timeout_s=CLOSE_TIMEOUT_S,
+        health_check_period_s=config.control.health_check_s,
+        ray_actor_options=actor_options(config.experts.resources),
+    )
+
+
+def gateway_options(config: ClusterConfig) -> DeploymentOptions:
+    """A gateway admits what its API limits allow; a few more calls carry health and readiness."""
+    return DeploymentOptions(
+        num_replicas=config.gateway.num_replicas,
+        max_ongoing_requests=config.gateway.limits.max_concurrent_requests + REQUEST_SLACK,
+        graceful_shutdown_timeout_s=config.control.drain_timeout_s + CLOSE_TIMEOUT_S,
+        health_check_period_s=config.control.health_check_s,
+        ray_actor_options={"num_cpus": 0},
+    )
+
+
+def coordinator_options(config: ClusterConfig) -> DeploymentOptions:
+    """One coordinator: its state is small and its members rebuild it."""
+    return DeploymentOptions(
+        num_replicas=1,
+        max_ongoing_requests=MAX_COORDINATOR_CALLS,
+        graceful_shutdown_timeout_s=CLOSE_TIMEOUT_S,
+        health_check_period_s=config.control.health_check_s,
+        ray_actor_options={"num_cpus": 0},
+    )
+
+
+def actor_options(resources: ActorResources) -> dict[str, Any]:
+    """What Ray reserves for one replica and which nodes may hold it."""
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    if resources.labels:
+        options["label_selector"] = dict(resources.labels)
+    return options
+
+
+def process_environment(config: ClusterConfig) -> dict[str, str]:
+    """Variables for the processes of a cluster started here; what the operator has set stays."""
+    tier_timeout_s = config.control.drain_timeout_s + 2 * CLOSE_TIMEOUT_S
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        # Serve stops the callers of a deployment before it; this is how long it waits for them.
+        "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": f"{tier_timeout_s:g}",
+        # Nine processes share a laptop's cores: more threads per process would only take turns.
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -1,0 +1,131 @@
+"""ClusterView: transitions make newer views, views cross a process unchanged, and only a newer one is adopted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from cluster.view import (
+    AttentionMember,
+    ClusterView,
+    Shard,
+    raised_above,
+    with_attention,
+    with_shard,
+    with_transport,
+    without_member,
+)
+from routing.experts import linear_expert_map
+from routing.transport.endpoint import Endpoint
+
+MAP = linear_expert_map(num_moe_layers=2, num_logical_experts=8, ep_size=2)
+
+
+def endpoint(name: str) -> Endpoint:
+    return Endpoint("shm", name, "host")
+
+
+def full_view() -> ClusterView:
+    view = with_transport(ClusterView(0, MAP), "shm")
+    view = with_shard(view, 1, Shard("e1", endpoint("b")))
+    view = with_shard(view, 0, Shard("e0", endpoint("a")))
+    return with_attention(view, "a0", AttentionMember(endpoint("c"), is_ready=True))
+
+
+def test_round_trip_through_json() -> None:
+    """A view is made of plain values: JSON carries it, next map included."""
+    view = full_view()
+    view = ClusterView(**{**view.__dict__, "next_map": linear_expert_map(2, 8, 2, map_epoch=1)})
+    assert ClusterView.from_dict(json.loads(json.dumps(view.to_dict()))) == view
+
+
+def test_every_transition_makes_a_newer_view() -> None:
+    """Four changes, four numbers, and the old views stay as they were."""
+    empty = ClusterView(0, MAP)
+    assert full_view().view_id == 4
+    with_shard(empty, 0, Shard("e0", endpoint("a")))
+    assert not empty.shards
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda view: with_transport(view, "shm"),
+        lambda view: with_shard(view, 0, Shard("e0", endpoint("a"))),
+        lambda view: with_attention(view, "a0", AttentionMember(endpoint("c"), is_ready=True)),
+        lambda view: without_member(view, "nobody"),
+        lambda view: raised_above(view, view),
+    ],
+)
+def test_no_change_no_new_view(again: Any) -> None:
+    """Saying the same twice wakes nobody."""
+    view = full_view()
+    assert again(view) is view
+
+
+def test_is_serving_needs_every_rank_and_a_warm_attention_actor() -> None:
+    """Take away any one of the three and the view no longer promises a token."""
+    view = full_view()
+    assert view.is_serving
+    assert not without_member(view, "e1").is_serving
+    assert without_member(view, "e1").missing_ranks == (1,)
+    assert not without_member(view, "a0").is_serving
+    assert not with_attention(view, "a0", AttentionMember(endpoint("c"))).is_serving
+
+
+def test_endpoints_are_ordered_by_rank() -> None:
+    """Ports get ranks in order, whatever order the processes came in."""
+    assert list(full_view().shard_endpoints().items()) == [(0, endpoint("a")), (1, endpoint("b"))]
+    assert full_view().attention_endpoints() == (endpoint("c"),)
+
+
+def test_a_replacement_takes_the_rank() -> None:
+    """Publishing a rank again replaces its holder."""
+    view = with_shard(full_view(), 1, Shard("e2", endpoint("d")))
+    assert view.shards[1].member_id == "e2"
+    assert without_member(view, "e1") is view
+
+
+def test_adopt_only_newer() -> None:
+    """An equal or older number is never adopted; anything is newer than nothing."""
+    view = full_view()
+    assert view.is_newer_than(None)
+    assert view.is_newer_than(ClusterView(3, MAP))
+    assert not view.is_newer_than(ClusterView(4, MAP))
+
+
+def test_a_restarted_coordinator_goes_above_what_it_is_told() -> None:
+    """It takes the number, the newer map and the transport, but not the members: they come themselves."""
+    newer_map = linear_expert_map(2, 8, 2, map_epoch=5)
+    seen = ClusterView(**{**full_view().__dict__, "view_id": 17, "expert_map": newer_map})
+    view = raised_above(ClusterView(0, MAP), seen)
+    assert (view.view_id, view.expert_map.map_epoch, view.transport) == (18, 5, "shm")
+    assert not view.shards
+    assert not view.attention
+    # An older report must not take anything back.
+    assert raised_above(view, full_view()) is view
+
+
+def test_views_cannot_be_changed() -> None:
+    """Neither fields nor mappings."""
+    view = full_view()
+    with pytest.raises(FrozenInstanceError):
+        view.view_id = 9  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        view.shards[0] = Shard("x", endpoint("x"))  # type: ignore[index]
+
+
+def test_a_rank_outside_the_map_is_refused() -> None:
+    """A shard of rank 2 of 2 is a bug of the caller, named."""
+    with pytest.raises(ValueError, match=r"EP ranks \[2\] lie outside 0\.\.1"):
+        with_shard(full_view(), 2, Shard("e2", endpoint("d")))
+
+
+@pytest.mark.parametrize("damage", [{"shards": [{"ep_rank": 0}]}, {"view_id": "x"}, {"expert_map": {}}])
+def test_damaged_views_are_refused(damage: dict[str, Any]) -> None:
+    """A view that lacks something is an error, never half a view."""
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        ClusterView.from_dict({**full_view().to_dict(), **damage})
