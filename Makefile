@@ -10,7 +10,10 @@ STAMP  := .venv/.installed
 DEMO   := .cache/demo-checkpoint
 NANO   := ops/nano/checkpoint
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
-NATIVE := CMakeLists.txt $(shell find routing actors -path '*/native/*' -type f)
+NATIVE := CMakeLists.txt $(shell find routing actors -name CMakeLists.txt -o -name '*.cpp' -o -name '*.h')
+INSTALL_ALL  = echo "== environment: installing into .venv (minutes the first time)" && \
+               $(PIP) --upgrade pip && $(PIP) -e ".[test,check]"
+BUILD_NATIVE = echo "== environment: building the native code" && $(PIP) --no-deps -e .
 CXX_FILES = $(filter %.cpp %.h %.hpp,$(NATIVE))
 
 # A test that did not run proves nothing: in CI a skip fails the run.
@@ -45,7 +48,7 @@ fmt: $(STAMP) ## format the sources
 	@$(BIN)/ruff check -q --select I --fix . && $(BIN)/ruff format -q .
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(STAMP) ## run the benchmarks and add their figures to ops/bench/RESULTS.md
+bench: $(STAMP) $(DEMO)/config.json ## run the benchmarks and add their figures to ops/bench/RESULTS.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m ops.bench
 
 clean: ## remove everything that make has made
@@ -76,13 +79,11 @@ unit: $(STAMP)
 	@echo "== unit tests: the other tiers run with make test"
 	@$(PYTEST) -q tests/unit
 
-# The package is installed in place: an edit of Python takes effect at once, an edit of C++ at the next make.
-# The pip that comes with Python 3.11 takes twice as long as a current one, so that comes first.
+# The package is installed in place: an edit of Python takes effect at once, an edit of C++ at the next make, which then
+# builds nothing else. The pip that comes with Python 3.11 takes twice as long as a current one, so that comes first.
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
-	@echo "== environment: installing into .venv (minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) --upgrade pip
-	@$(PIP) -e ".[test,check]"
+	@$(if $(filter pyproject.toml constraints.txt,$?),$(INSTALL_ALL),$(BUILD_NATIVE))
 	@touch $@
 
 $(DEMO)/config.json: $(STAMP)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
+from cluster.errors import CoordinatorUnavailable
 from cluster.membership import CoordinatorPort
 from cluster.replica import Identity, ReplicaSettings, has_transport, leave, persist
 from cluster.view import ClusterView
@@ -76,7 +77,7 @@ class AttentionReplica:
         self._built = built
         self._follow(self._watcher.view or view)
         await persist(self._register, self._settings.join_timeout_s)
-        self._announcing = asyncio.create_task(self._announce_ready(built.actor), name="announce-ready")
+        self._announcing = asyncio.create_task(self._announce_readiness(built.actor), name="announce-readiness")
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """The request's events. Closing the iterator aborts the sequence; a failure is the last event, never raised."""
@@ -113,18 +114,24 @@ class AttentionReplica:
         identity, built = self._identity, self._built
         endpoint = built.endpoint if built is not None else None
         await self._coordinator.join_attention(identity.member_id, identity.host_id, endpoint)
-        if built is not None and built.actor.is_ready():
-            await self._coordinator.report_ready(identity.member_id)
+        if built is not None:
+            await self._coordinator.report_ready(identity.member_id, built.actor.is_ready())
 
-    async def _announce_ready(self, actor: AttentionRank) -> None:
-        """Until it has succeeded once; after a coordinator's restart `_register` repeats it."""
-        is_announced = False
-        while not is_announced:
+    async def _announce_readiness(self, actor: AttentionRank) -> None:
+        """Tell the cluster whenever readiness changes; a lost expert rank takes it away within one period."""
+        announced = False
+        while True:
             await asyncio.sleep(self._settings.ready_check_s)
-            if actor.is_ready():
-                is_announced = await persist(
-                    lambda: self._coordinator.report_ready(self._identity.member_id), self._settings.join_timeout_s
-                )
+            is_ready = actor.is_ready()
+            if is_ready != announced and await self._report(is_ready):
+                announced = is_ready
+
+    async def _report(self, is_ready: bool) -> bool:
+        """False if nobody took note: the coordinator is away, or the watcher is about to register again."""
+        try:
+            return await self._coordinator.report_ready(self._identity.member_id, is_ready)
+        except CoordinatorUnavailable:
+            return False
 
     def _follow(self, view: ClusterView) -> None:
         if self._built is not None:
@@ -137,9 +144,11 @@ def failed_event(request_id: str, error: ActorError) -> TokenEvent:
     match error:
         case RequestRejected():
             kind, message, param = ErrorKind.REJECTED, str(error), error.param
-        case EngineOverloaded() | ExpertsUnavailable():
-            kind, message = ErrorKind.UNAVAILABLE, "the cluster cannot take this request now; send it again later"
+        case EngineOverloaded():
+            kind, message = ErrorKind.OVERLOADED, "Too many requests are waiting; send the request again later."
+        case ExpertsUnavailable():
+            kind, message = ErrorKind.UNAVAILABLE, "The cluster cannot serve now; send the request again later."
         case _:
             logger.error("a request failed", exc_info=error)
-            kind, message = ErrorKind.INTERNAL, "the request failed inside the server"
+            kind, message = ErrorKind.INTERNAL, "The request failed inside the server."
     return TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=RequestError(kind, message, param))

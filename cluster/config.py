@@ -51,7 +51,7 @@ class AttentionTier(_Section):
 
     @field_validator("engine", mode="before")
     @classmethod
-    def _check_shared(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    def _check_shared(cls, value: Any) -> Any:
         return _refuse_shared(value)
 
 
@@ -67,7 +67,7 @@ class ExpertTier(_Section):
 
     @field_validator("engine", mode="before")
     @classmethod
-    def _check_shared(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    def _check_shared(cls, value: Any) -> Any:
         return _refuse_shared(value)
 
     @model_validator(mode="after")
@@ -119,7 +119,9 @@ class ClusterConfig(_Section):
     """One cluster. Only `checkpoint` has no default."""
 
     checkpoint: Path = Field(description="folder with config.json, safetensors and tokenizer")
-    model_name: str | None = Field(None, min_length=1, max_length=256, description="name in the API; None: the folder's")
+    model_name: str | None = Field(
+        None, min_length=1, max_length=256, description="name in the API; None: the folder's"
+    )
     attention: AttentionTier = Field(default_factory=AttentionTier)
     experts: ExpertTier = Field(default_factory=ExpertTier)
     transport: Literal["auto", "shm", "gloo", "nccl"] = Field("auto", description="how rows travel between the tiers")
@@ -227,7 +229,7 @@ def _variables(environ: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
     return [(tuple(name[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)), text) for name, text in found]
 
 
-def _parse(path: tuple[str, ...], text: str) -> Any:  # noqa: ANN401 - any YAML value
+def _parse(path: tuple[str, ...], text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -235,7 +237,7 @@ def _parse(path: tuple[str, ...], text: str) -> Any:  # noqa: ANN401 - any YAML 
         raise ConfigurationError(f"environment variable {name} is not a YAML value: {text!r}") from error
 
 
-def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401 - any YAML value
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     *parents, last = path
     for name in parents:
         inner = values.get(name)
@@ -244,7 +246,7 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:  # 
     values[last] = value
 
 
-def _refuse_shared(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+def _refuse_shared(value: Any) -> Any:
     for name in SHARED_ENGINE_FIELDS:
         if isinstance(value, dict) and name in value:
             raise ValueError(f"{name} is not set here: it stands one level up, once for what it concerns")

@@ -106,11 +106,11 @@ class Coordinator:
         if endpoint is not None:
             await self._adopt(with_attention(self._view, member_id, AttentionMember(endpoint)))
 
-    async def report_ready(self, member_id: str) -> bool:
+    async def report_ready(self, member_id: str, is_ready: bool) -> bool:
         member = self._view.attention.get(member_id)
         if member is None:
             return False
-        await self._adopt(with_attention(self._view, member_id, AttentionMember(member.endpoint, is_ready=True)))
+        await self._adopt(with_attention(self._view, member_id, AttentionMember(member.endpoint, is_ready)))
         return True
 
     async def leave(self, member_id: str) -> None:

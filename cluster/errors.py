@@ -50,7 +50,7 @@ class StartFailed(ClusterError):
 
 
 class ApiError(ClusterError):
-    """A failure that a client is told of. `message` is shown as it is; `param` names the field to blame, if there is one."""
+    """A failure that a client is told of. `message` is shown as it is; `param` names the field to blame, if any."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)

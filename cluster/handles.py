@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
 from cluster.api.engine import Readiness
@@ -35,7 +35,9 @@ class RemoteCoordinator:
     async def lease_rank(
         self, member_id: str, host_id: str, *, held: int | None = None, timeout_s: float = 0.0
     ) -> int | None:
-        answer: int | None = await self._call("lease_rank", timeout_s, member_id, host_id, held=held, timeout_s=timeout_s)
+        answer: int | None = await self._call(
+            "lease_rank", timeout_s, member_id, host_id, held=held, timeout_s=timeout_s
+        )
         return answer
 
     async def publish_shard(self, member_id: str, endpoint: Endpoint) -> bool:
@@ -44,8 +46,8 @@ class RemoteCoordinator:
     async def join_attention(self, member_id: str, host_id: str, endpoint: Endpoint | None = None) -> None:
         await self._call("join_attention", 0.0, member_id, host_id, endpoint)
 
-    async def report_ready(self, member_id: str) -> bool:
-        return bool(await self._call("report_ready", 0.0, member_id))
+    async def report_ready(self, member_id: str, is_ready: bool) -> bool:
+        return bool(await self._call("report_ready", 0.0, member_id, is_ready))
 
     async def leave(self, member_id: str) -> None:
         await self._call("leave", 0.0, member_id)
@@ -61,7 +63,7 @@ class RemoteCoordinator:
         status: ClusterStatus = await self._call("status", 0.0)
         return status
 
-    async def _call(self, method: str, own_wait_s: float, *args: object, **kwargs: object) -> Any:  # noqa: ANN401
+    async def _call(self, method: str, own_wait_s: float, *args: object, **kwargs: object) -> Any:
         """Raises CoordinatorUnavailable for whatever keeps an answer from coming."""
         response = getattr(self._handle, method).remote(*args, **kwargs)
         try:
@@ -85,7 +87,7 @@ class RemoteEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Closing it cancels the Serve stream, which closes the replica's generator, which aborts the sequence."""
         deadline = asyncio.get_running_loop().time() + request.deadline_s + DEADLINE_SLACK_S
-        responses = self._stream.generate.remote(request)
+        responses: DeploymentResponseGenerator[TokenEvent] = self._stream.generate.remote(request)
         try:
             is_finished = False
             while not is_finished:
@@ -102,7 +104,7 @@ class RemoteEngine:
             logger.warning("the stream of %s broke: %s", request.request_id, type(error).__name__)
             yield _failed(request, ErrorKind.UNAVAILABLE, "the server that ran this request is gone; send it again")
         finally:
-            responses.cancel()
+            responses.cancel()  # type: ignore[no-untyped-call]  # Ray's own method has no annotations
 
     async def ready(self) -> Readiness:
         return readiness(self._watcher.view)

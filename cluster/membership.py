@@ -49,8 +49,8 @@ class CoordinatorPort(Protocol):
         """Become an attention actor; without an endpoint it is only announced, for the choice of a transport."""
         ...
 
-    async def report_ready(self, member_id: str) -> bool:
-        """The attention actor has produced a token through every rank. False: it is not in the view."""
+    async def report_ready(self, member_id: str, is_ready: bool) -> bool:
+        """Whether the attention actor can produce a token now. Answers False if it is not in the view."""
         ...
 
     async def leave(self, member_id: str) -> None:

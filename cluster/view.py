@@ -25,7 +25,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class AttentionMember:
-    """One attention actor. is_ready: it has produced a token through every expert rank."""
+    """One attention actor. is_ready: it can produce a token now, and has done so once."""
 
     endpoint: Endpoint
     is_ready: bool = False
@@ -138,7 +138,7 @@ def raised_above(view: ClusterView, seen: ClusterView) -> ClusterView:
     return replace(view, view_id=view_id, expert_map=newer_map, transport=view.transport or seen.transport)
 
 
-def _next(view: ClusterView, **changes: Any) -> ClusterView:  # noqa: ANN401 - the fields' own types, checked by replace
+def _next(view: ClusterView, **changes: Any) -> ClusterView:
     return replace(view, view_id=view.view_id + 1, **changes)
 
 

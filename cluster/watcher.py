@@ -38,7 +38,7 @@ class Watcher:
     def __init__(
         self,
         coordinator: CoordinatorPort,
-        on_view: Callable[[ClusterView], None],
+        on_view: Callable[[ClusterView], None] | None = None,
         *,
         member_id: str | None = None,
         register: Callable[[], Awaitable[None]] | None = None,
@@ -130,6 +130,7 @@ class Watcher:
         if not view.is_newer_than(self._view):
             return
         self._view = view
-        self._on_view(view)
+        if self._on_view is not None:
+            self._on_view(view)
         async with self._news:
             self._news.notify_all()

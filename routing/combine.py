@@ -28,7 +28,9 @@ def sum_per_expert(outputs: Sequence[Tensor], plan: DispatchPlan, request: Exper
     The order of the sum depends on the ids alone, so the same token gives the same bits on every placement.
     """
     num_tokens, top_k = request.topk_ids.shape
-    vectors = torch.empty((num_tokens * top_k, request.hidden.shape[1]), dtype=torch.float32, device=request.hidden.device)
+    vectors = torch.empty(
+        (num_tokens * top_k, request.hidden.shape[1]), dtype=torch.float32, device=request.hidden.device
+    )
     for rank_outputs, sources in zip(outputs, _rank_slices(plan.pair_source, plan.pair_splits), strict=True):
         vectors[sources] = rank_outputs.to(torch.float32)
     by_id = torch.argsort(request.topk_ids, dim=1)

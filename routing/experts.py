@@ -59,12 +59,14 @@ class ExpertMap:
     @cached_property
     def logical_to_physical(self) -> Int32Array:
         """int32 [num_moe_layers, num_logical_experts, max_copies]: physical ids ascending, -1 pads."""
-        table = np.full((*self.num_copies.shape, int(self.num_copies.max())), -1, dtype=np.int32)
-        filled = np.zeros(self.num_copies.shape, dtype=np.int32)
-        for layer, physical in np.argwhere(self.physical_to_logical != EMPTY_SLOT):
-            logical = self.physical_to_logical[layer, physical]
-            table[layer, logical, filled[layer, logical]] = physical
-            filled[layer, logical] += 1
+        max_copies = int(self.num_copies.max(initial=1))
+        table = np.full((*self.num_copies.shape, max_copies), -1, dtype=np.int32)
+        for row, entries in zip(self.physical_to_logical, table, strict=True):
+            held = np.flatnonzero(row != EMPTY_SLOT)
+            by_logical = held[np.argsort(row[held], kind="stable")]
+            logical = row[by_logical]
+            # The n-th copy of an expert stands n places behind the expert's first one.
+            entries[logical, np.arange(len(logical)) - np.searchsorted(logical, logical)] = by_logical
         return table
 
     def local_experts(self, ep_rank: int) -> Int32Array:
@@ -110,7 +112,7 @@ def linear_expert_map(
     """
     check_ep_size(num_logical_experts, ep_size)
     per_rank = num_logical_experts // ep_size
-    rows = []
+    rows: list[int] = []
     for ep_rank in range(ep_size):
         rows.extend(range(ep_rank * per_rank, (ep_rank + 1) * per_rank))
         rows.extend([EMPTY_SLOT] * num_redundant_slots)
@@ -128,9 +130,7 @@ def expert_map_from_rows(
 def check_ep_size(num_logical_experts: int, ep_size: int) -> None:
     """Raises ValueError, with both numbers, when experts cannot be divided over the ranks."""
     if ep_size < 1 or ep_size > num_logical_experts or num_logical_experts % ep_size:
-        raise ValueError(
-            f"ep_size {ep_size} must divide the {num_logical_experts} routed experts and not exceed them"
-        )
+        raise ValueError(f"ep_size {ep_size} must divide the {num_logical_experts} routed experts and not exceed them")
 
 
 def _check(expert_map: ExpertMap) -> None:

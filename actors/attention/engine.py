@@ -13,6 +13,7 @@ from actors.attention.step import BatchShape, EngineStep
 from actors.cache.block_table import KvCache
 from actors.cache.blocks import KvLayout
 from actors.cache.storage import KvDemand, KvPoolSizes, KvStorage, size_for_bytes, size_for_tokens
+from actors.frame_limits import compute_dtype
 from actors.kernels.registry import load_kernels
 from actors.model.config import ModelConfig
 from actors.model.decoder import Decoder
@@ -64,13 +65,6 @@ def build_engine(
     return EngineStep(scheduler, decoder, dispatcher, Sampler(num_valid_tokens), shape)
 
 
-def compute_dtype(config: AttentionConfig) -> torch.dtype:
-    """dtype of activations, KV cache and of the rows that travel."""
-    if config.compute_dtype != "auto":
-        return _named_dtype(config.compute_dtype)
-    return torch.float32 if config.device == "cpu" else torch.bfloat16
-
-
 def max_model_len(config: AttentionConfig, model: ModelConfig) -> int:
     """Prompt and completion tokens of the longest sequence. Raises ValueError beyond the model's positions."""
     if config.max_model_len is not None and config.max_model_len > model.max_positions:
@@ -106,10 +100,4 @@ def _limits(config: AttentionConfig, model: ModelConfig) -> SchedulerLimits:
 
 
 def _param_dtype(config: AttentionConfig) -> torch.dtype | None:
-    return None if config.param_dtype == "auto" else _named_dtype(config.param_dtype)
-
-
-def _named_dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype), f"{name} is not a dtype"
-    return dtype
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.param_dtype]

@@ -91,7 +91,8 @@ def _compute(shard: ExpertShard, group: Sequence[Work]) -> Sequence[Tensor]:
         per_expert=header.per_expert,
     )
     sizes = [work.header.num_pairs if header.per_expert else work.header.num_rows for work in group]
-    return outputs.split(sizes)
+    parts: Sequence[Tensor] = outputs.split(sizes)
+    return parts
 
 
 def _shifted_rows(group: Sequence[Work]) -> list[Tensor]:

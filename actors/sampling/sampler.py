@@ -23,6 +23,8 @@ NOT_FINITE = "The model produced logits that are not finite."
 ALL_MASKED = "No token is left to choose from: every one is masked."
 FAILED = "Sampling failed for this request."
 
+USUAL_NUCLEUS = 512  # tokens looked at first for top-p; only flat distributions need more
+
 
 @dataclass(frozen=True)
 class SamplingRow:
@@ -107,12 +109,9 @@ class Sampler:
 
     def _sample_row(self, logits: Tensor, row: SamplingRow) -> SampledToken | RowFailure:
         adjusted = adjusted_logits(logits, row, self._valid_vocab_size)
-        best = int(torch.argmax(adjusted))
-        if adjusted[best] == -torch.inf:
+        if adjusted.max() == -torch.inf:
             return RowFailure(ALL_MASKED)
-        token_id = best
-        if row.spec.temperature > 0.0:
-            token_id = draw(filtered_probabilities(adjusted, row.spec), uniform(row.seed, row.position, Stream.SAMPLE))
+        token_id = _choose(adjusted, row)
         if row.spec.logprobs is None:
             return SampledToken(token_id)
         return SampledToken(token_id, token_logprob(logits[: self._valid_vocab_size], token_id, row.spec.logprobs))
@@ -124,12 +123,12 @@ def probabilities(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> Te
     ValueError if every token is masked.
     """
     adjusted = adjusted_logits(logits, row, valid_vocab_size)
-    best = int(torch.argmax(adjusted))
-    if adjusted[best] == -torch.inf:
+    if adjusted.max() == -torch.inf:
         raise ValueError(ALL_MASKED)
     if row.spec.temperature == 0.0:
-        return torch.zeros_like(adjusted).index_fill_(0, torch.tensor([best], device=adjusted.device), 1.0)
-    return filtered_probabilities(adjusted, row.spec)
+        return torch.zeros_like(adjusted).index_fill_(0, torch.argmax(adjusted), 1.0)
+    weights = filtered_weights(adjusted, row.spec)
+    return weights / weights.sum()
 
 
 def adjusted_logits(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> Tensor:
@@ -147,30 +146,30 @@ def adjusted_logits(logits: Tensor, row: SamplingRow, valid_vocab_size: int) -> 
     return adjusted
 
 
-def filtered_probabilities(adjusted: Tensor, spec: SamplingSpec) -> Tensor:
-    """Temperature, top-k, top-p and min-p on adjusted logits [V], at least one of them finite. Float64 [V], sums to 1.
+def filtered_weights(adjusted: Tensor, spec: SamplingSpec) -> Tensor:
+    """Temperature, top-k, top-p and min-p on adjusted logits [V], at least one of them finite, which are used up.
 
-    Equal logits at the edge of top-k are all kept; at the edge of top-p the lower token ids are.
+    Float64 [V], proportional to the probabilities; the most likely token has weight 1. Equal logits at the edge of
+    top-k are all kept; at the edge of top-p the lower token ids are.
     """
     # Subtracting the maximum first keeps the smallest temperatures from overflowing.
-    scaled = (adjusted - adjusted.max()) / spec.temperature
+    scaled = adjusted.sub_(adjusted.max()).div_(spec.temperature)
     if 0 < spec.top_k < len(scaled):
-        scaled = scaled.masked_fill(scaled < torch.topk(scaled, spec.top_k).values[-1], -torch.inf)
-    probs = torch.softmax(scaled, dim=-1)
+        scaled.masked_fill_(scaled < torch.topk(scaled, spec.top_k).values[-1], -torch.inf)
+    weights = scaled.exp_()
     if spec.top_p < 1.0:
-        probs = _nucleus(probs, spec.top_p)
+        weights = _nucleus(weights, spec.top_p)
     if spec.min_p > 0.0:
-        probs = probs.masked_fill(probs < spec.min_p * probs.max(), 0.0)
-    return probs / probs.sum()
+        weights.masked_fill_(weights < spec.min_p, 0.0)
+    return weights
 
 
-def draw(probs: Tensor, u: float) -> int:
-    """The token where the cumulative sum of `probs` [V] passes u in [0, 1). Tokens of probability 0 are never drawn."""
-    cumulative = torch.cumsum(probs, dim=-1)
-    target = cumulative[-1:] * u
-    idx = int(torch.searchsorted(cumulative, target, right=True))
+def draw(weights: Tensor, u: float) -> int:
+    """The token where the cumulative sum of `weights` [V] passes u of its total, u in [0, 1); never one of weight 0."""
+    cumulative = torch.cumsum(weights, dim=-1)
+    idx = int(torch.searchsorted(cumulative, cumulative[-1:] * u, right=True))
     # Rounding may lift the target to the total: the last token that can occur is meant.
-    return idx if idx < len(probs) else int(probs.nonzero()[-1])
+    return idx if idx < len(weights) else int(weights.nonzero()[-1])
 
 
 def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
@@ -190,12 +189,31 @@ def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, float(logprobs[token_id]), top)
 
 
-def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of most likely tokens whose mass reaches `top_p`."""
-    # Tokens below (1 - top_p) / V together weigh less than 1 - top_p, so none is needed; the half covers rounding.
-    # Sorting only the others is exact and, on real distributions, hundreds of times smaller.
-    candidates = (probs >= 0.5 * (1.0 - top_p) / len(probs)).nonzero().flatten()
-    ordered, order = torch.sort(probs[candidates], descending=True, stable=True)
-    mass_before = torch.cumsum(ordered, dim=-1) - ordered
-    kept = candidates[order[mass_before < top_p]]
-    return torch.zeros_like(probs).index_copy_(0, kept, probs[kept])
+def _choose(adjusted: Tensor, row: SamplingRow) -> int:
+    if row.spec.temperature == 0.0:
+        return int(torch.argmax(adjusted))
+    return draw(filtered_weights(adjusted, row.spec), uniform(row.seed, row.position, Stream.SAMPLE))
+
+
+def _nucleus(weights: Tensor, top_p: float) -> Tensor:
+    """Zero all but the smallest set of heaviest tokens whose share of the weight reaches `top_p`."""
+    needed = weights.sum() * top_p
+    candidates = _nucleus_candidates(weights, needed, top_p)
+    ordered, order = torch.sort(weights[candidates], descending=True, stable=True)
+    weight_before = torch.cumsum(ordered, dim=-1) - ordered
+    kept = candidates[order[weight_before < needed]]
+    return torch.zeros_like(weights).index_copy_(0, kept, weights[kept])
+
+
+def _nucleus_candidates(weights: Tensor, needed: Tensor, top_p: float) -> Tensor:
+    """Ids, ascending, of a superset of the nucleus: sorting the whole vocabulary is what makes top-p slow."""
+    if len(weights) > USUAL_NUCLEUS:
+        values, ids = torch.topk(weights, USUAL_NUCLEUS)
+        # Equals of the last value may lie outside, so it does not count.
+        above = values > values[-1]
+        if values[above].sum() >= needed:
+            return ids[above].sort().values
+    # Tokens with less than (1 - top_p) / V of the weight together have less than 1 - top_p of it, so none of them is
+    # needed; the half covers rounding.
+    least = weights.sum() * (0.5 * (1.0 - top_p) / len(weights))
+    return (weights >= least).nonzero().flatten()

@@ -116,6 +116,8 @@ def _read_header(path: Path, problems: list[str]) -> dict[str, TensorRecord]:
 
 
 def _parse_header(path: Path) -> dict[str, TensorRecord]:
+    if not path.is_file():
+        raise ValueError("it is not there, or not a regular file")
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(HEADER_LENGTH_BYTES)

@@ -6,6 +6,7 @@ A read copies a run of consecutive elements into memory that the caller owns, so
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -102,12 +103,13 @@ class SafetensorsSource:
 
 
 class ProgressSource:
-    """Another source, with a call of `on_progress(bytes_done, bytes_total)` after each read."""
+    """Another source, with a call of `on_progress(bytes_done, bytes_total)` after each read, one call at a time."""
 
     def __init__(self, source: WeightSource, bytes_total: int, on_progress: Callable[[int, int], None]) -> None:
         self._source = source
         self._bytes_total = bytes_total
         self._bytes_done = 0
+        self._lock = threading.Lock()
         self._on_progress = on_progress
 
     @property
@@ -116,8 +118,9 @@ class ProgressSource:
 
     def read_into(self, name: str, first_element: int, destination: Tensor) -> None:
         self._source.read_into(name, first_element, destination)
-        self._bytes_done += destination.numel() * destination.itemsize
-        self._on_progress(self._bytes_done, self._bytes_total)
+        with self._lock:
+            self._bytes_done += destination.numel() * destination.itemsize
+            self._on_progress(self._bytes_done, self._bytes_total)
 
 
 def _check_read(info: TensorInfo, name: str, first_element: int, destination: Tensor) -> None:

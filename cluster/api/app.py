@@ -25,7 +25,7 @@ def create_app(settings: ApiSettings, engine: Engine) -> FastAPI:
     model = load_served_model(settings.checkpoint, settings.max_context_tokens)
     # No documentation routes, and no redirects, which would be built from a header the client chooses.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.include_router(OpenAiRoutes(settings, model, engine, created=int(time.time())).router())
+    OpenAiRoutes(settings, model, engine, created=int(time.time())).add_to(app)
     _add_operator_routes(app, settings, engine)
     install_error_handlers(app, settings.limits.retry_after_s)
     _add_middlewares(app, settings)

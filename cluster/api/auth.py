@@ -38,7 +38,7 @@ class KeyFile:
         if self._signature != _signature(self._path):
             self._reload()
         digest = hashlib.sha256(key).digest()
-        return any([hmac.compare_digest(digest, known) for known in self._digests])
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
     def _reload(self) -> None:
         # The signature is taken before the content: a change in between is seen next time.
@@ -47,11 +47,11 @@ class KeyFile:
             self._digests = parse_keys(self._path.read_text(encoding="ascii"))
         except (OSError, ValueError) as error:
             self._digests = []
-            logger.error("no request is allowed: the API key file %s cannot be used (%s)", self._path, error)
+            logger.critical("no request is allowed: the API key file %s cannot be used (%s)", self._path, error)
 
 
 def parse_keys(text: str) -> list[bytes]:
-    """SHA-256 digests of a key file's keys. Raises ValueError naming the line that is neither form, or if there is none."""
+    """SHA-256 digests of a key file's keys. Raises ValueError naming a line that is neither form, or if no line is."""
     digests = []
     for number, line in enumerate(text.splitlines(), start=1):
         entry = line.strip()

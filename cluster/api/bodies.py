@@ -148,12 +148,12 @@ class CompletionBodies:
 
 
 def _choice(
-    index: int, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None, **text: Any
+    index: int, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None, **text: object
 ) -> dict[str, Any]:
     return {"index": index, **text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _head_fields(head: AnswerHead, kind: str, **rest: Any) -> dict[str, Any]:
+def _head_fields(head: AnswerHead, kind: str, **rest: object) -> dict[str, Any]:
     return {"id": head.answer_id, "object": kind, "created": head.created, "model": head.model, **rest}
 
 

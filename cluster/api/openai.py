@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,14 +36,12 @@ class OpenAiRoutes:
     engine: Engine
     created: int
 
-    def router(self) -> APIRouter:
-        """The routes, to be included in an app."""
-        router = APIRouter(prefix="/v1")
-        router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_model=None)
-        router.add_api_route("/completions", self.completions, methods=["POST"], response_model=None)
-        router.add_api_route("/models", self.models, methods=["GET"], response_model=None)
-        router.add_api_route("/models/{model_id:path}", self.model_card, methods=["GET"], response_model=None)
-        return router
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to the app itself, so that `app.routes` lists every one."""
+        app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/completions", self.completions, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/models", self.models, methods=["GET"], response_model=None)
+        app.add_api_route("/v1/models/{model_id:path}", self.model_card, methods=["GET"], response_model=None)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""

@@ -1,4 +1,4 @@
-"""From a parsed body to plans of what the engine is asked. Every check that needs the model is here, before the engine."""
+"""From a parsed body to what the engine is asked. Every check that needs the model is made here, before the engine."""
 
 from __future__ import annotations
 

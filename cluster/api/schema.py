@@ -1,7 +1,7 @@
 """The request bodies, with every bound that needs no model to check. Parsing is strict: a string is never a number.
 
-Fields that change nothing here (user, metadata, store, ...) and unknown ones are accepted and ignored; fields that would
-change the answer and are not implemented are refused by `refuse_unsupported`.
+Fields that change nothing here (user, metadata, store, ...) and unknown ones are accepted and ignored; fields that
+would change the answer and are not implemented are refused by `refuse_unsupported`.
 """
 
 from __future__ import annotations

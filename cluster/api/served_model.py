@@ -94,7 +94,7 @@ def _eos_ids(checkpoint: Path, tokenizer: Tokenizer, named: Mapping[str, str]) -
     return frozenset() if named_id is None else frozenset([named_id])
 
 
-def _token_text(value: Any) -> str | None:
+def _token_text(value: object) -> str | None:
     """Named tokens are written as a string or as an object with `content`."""
     text = value.get("content") if isinstance(value, Mapping) else value
     return text if isinstance(text, str) else None

@@ -1,4 +1,4 @@
-"""What the API is configured with. Composed into the cluster's configuration, which alone reads files and environment."""
+"""What the API is configured with. A part of the cluster's configuration, which alone reads files and environment."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class ApiLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Longest request body.")
-    max_concurrent_requests: int = Field(256, ge=1, description="Requests answered at once; more get 429.")
-    max_choices: int = Field(8, ge=1, description="Largest `n`.")
-    max_sequences: int = Field(32, ge=1, description="Prompts times `n` of one request.")
-    request_timeout_s: float = Field(600.0, gt=0, description="Deadline of one request, given to the engine.")
-    body_timeout_s: float = Field(30.0, gt=0, description="Time for a body to arrive.")
-    ready_timeout_s: float = Field(5.0, gt=0, description="Time for the engine to say whether it is ready.")
-    keep_alive_s: float = Field(10.0, gt=0, description="Silence after which a stream carries a comment.")
-    retry_after_s: int = Field(2, ge=1, description="What Retry-After says.")
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Longest request body.")
+    max_concurrent_requests: int = Field(default=256, ge=1, description="Requests answered at once; more get 429.")
+    max_choices: int = Field(default=8, ge=1, description="Largest `n`.")
+    max_sequences: int = Field(default=32, ge=1, description="Prompts times `n` of one request.")
+    request_timeout_s: float = Field(default=600.0, gt=0, description="Deadline of one request, given to the engine.")
+    body_timeout_s: float = Field(default=30.0, gt=0, description="Time for a body to arrive.")
+    ready_timeout_s: float = Field(default=5.0, gt=0, description="Time for the engine to say whether it is ready.")
+    keep_alive_s: float = Field(default=10.0, gt=0, description="Silence after which a stream carries a comment.")
+    retry_after_s: int = Field(default=2, ge=1, description="What Retry-After says.")
 
 
 class ApiSettings(BaseModel):
@@ -30,8 +30,10 @@ class ApiSettings(BaseModel):
 
     checkpoint: Path = Field(description="Folder with config.json, tokenizer.json and the chat template.")
     model_name: str = Field(min_length=1, max_length=256, description="The name clients send as `model`.")
-    version: str = Field("unknown", description="What GET /version says.")
-    max_context_tokens: int | None = Field(None, ge=2, description="Shortens the checkpoint's context; None keeps it.")
-    api_keys_file: Path | None = Field(None, description="Bearer keys, one a line; None leaves the API open.")
-    emit_reasoning_alias: bool = Field(True, description="Send `reasoning` beside `reasoning_content`.")
-    limits: ApiLimits = Field(ApiLimits(), description="Bounds of what one gateway takes on.")
+    version: str = Field(default="unknown", description="What GET /version says.")
+    max_context_tokens: int | None = Field(
+        default=None, ge=2, description="Shortens the checkpoint's context; None keeps it."
+    )
+    api_keys_file: Path | None = Field(default=None, description="Bearer keys, one a line; None leaves the API open.")
+    emit_reasoning_alias: bool = Field(default=True, description="Send `reasoning` beside `reasoning_content`.")
+    limits: ApiLimits = Field(default=ApiLimits(), description="Bounds of what one gateway takes on.")

@@ -45,7 +45,7 @@ class ChatTemplate:
         except InvalidRequest as error:
             raise ValueError("the chat template cannot render a single user message") from error
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    def encode(self, messages: Sequence[Mapping[str, Any]], **options: object) -> list[int]:
         """Token ids of the rendered messages with the generation prompt.
 
         messages: plain values as of `schema.ChatMessage.as_plain`. Raises InvalidRequest where the template refuses
@@ -68,7 +68,7 @@ class ChatTemplate:
                     raise ContextLengthExceeded("The messages are longer than the model's context.", "messages")
         except InvalidRequest:
             raise
-        except Exception as error:  # noqa: BLE001  a template is a foreign program; whatever it raises means "refused"
+        except Exception as error:  # a template is a foreign program: whatever it raises means "refused"
             raise InvalidRequest("The chat template does not accept these messages.", "messages") from error
         return "".join(parts)
 
@@ -94,7 +94,7 @@ class HiddenControlText:
         """The text with what was hidden in it."""
         return self._placeholder.sub(lambda match: self._hidden[int(match[1])], text)
 
-    def _hide(self, value: Any, kept: Sequence[str]) -> Any:
+    def _hide(self, value: object, kept: Sequence[str]) -> object:
         if isinstance(value, str):
             return self._pattern.sub(lambda match: match[0] if match[0] in kept else self._replace(match[0]), value)
         if isinstance(value, Mapping):
@@ -117,7 +117,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

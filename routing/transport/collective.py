@@ -1,14 +1,13 @@
 """What both ends of a `torch.distributed` bundle agree on: options, and the bytes of a payload on either way.
 
-A dispatch payload is the pairs, int32 [P, 3] of (row, slot, bits of the weight), then the rows [R, H]; pairs first keeps
-both aligned. An answer is the outputs. Knows nothing of groups, threads or membership.
+A dispatch payload is the pairs, int32 [P, 3] of (row, slot, bits of the weight), then the rows [R, H]; pairs first
+keeps both aligned. An answer is the outputs. Knows nothing of groups, threads or membership.
 
 Legend: H hidden size, R rows, P pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +44,7 @@ class CollectiveOptions:
             raise ValueError(f"{self.kind} cannot carry tensors on device {self.device}")
         if self.timeout_s <= 0.0:
             raise ValueError(f"timeout_s must be above 0, got {self.timeout_s}")
-        if self.host in ("", "0.0.0.0", "::"):  # noqa: S104
+        if self.host in ("", "0.0.0.0", "::"):
             raise ValueError(f"host {self.host!r} would listen on every address; name one")
 
     @property
@@ -90,7 +89,8 @@ class PayloadFormat:
         for ep_rank, size in zip(dispatched, sizes, strict=True):
             used = len(pair_parts[ep_rank]) + len(row_parts[ep_rank])
             pieces += [pair_parts[ep_rank], row_parts[ep_rank], rows.new_zeros(size - used)]
-        return _cat(pieces, rows).split(sizes)
+        packed = torch.cat(pieces) if pieces else rows
+        return list(packed.split(sizes))
 
     def unpack_dispatch(self, payload: Tensor, header: Header, bundle: int) -> Work:
         """Views of a received payload; the pair arrays are copied, to be contiguous."""
@@ -129,7 +129,3 @@ class PayloadFormat:
 
     def _exact_bytes(self, num_rows: int, num_pairs: int) -> int:
         return num_pairs * _PAIR_BYTES + num_rows * self._row_bytes
-
-
-def _cat(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(list(pieces)) if pieces else like.new_empty(0)

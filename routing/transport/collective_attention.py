@@ -258,8 +258,7 @@ class CollectiveAttentionPort:
             key = bundle_key(self._endpoint, wanted)
             store = lead(self._host.store, key, len(wanted), self._format.terms, is_wanted)
             if store is not None:
-                device = self._options.torch_device
-                self._install(_Bundle(wanted, BundleGroup(store, 0, 1 + len(wanted), self._options.host, device)))
+                self._install(_Bundle(wanted, BundleGroup(store, 0, 1 + len(wanted), self._options)))
         except RuntimeError as error:
             log.warning("forming the bundle of expert ranks %s failed: %s", sorted(wanted), _first_line(error))
             with self._changed:

@@ -7,19 +7,21 @@ they live on the CPU, and on one NCCL group per direction when they live on GPUs
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-import torch.distributed
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from routing.transport.collective import CollectiveOptions
 from routing.wire import HEADER_BYTES
 
 # Gloo knows no wait without a limit; this one outlasts any process.
@@ -82,15 +84,15 @@ class Posted:
 class BundleGroup:
     """One incarnation of a bundle's groups. Born connected or not at all; once broken it never heals."""
 
-    def __init__(self, store: Store, group_rank: int, group_size: int, host: str, device: torch.device) -> None:
-        """Blocks until all members are connected. Raises RuntimeError after the store's time-out."""
-        self._some_peer = 0 if group_rank else 1
-        self._control = _gloo_group(PrefixStore("control", store), group_rank, group_size, host)
-        self._payload = {direction: self._control for direction in Direction}
-        if device.type != "cpu":
+    def __init__(self, store: Store, group_rank: int, group_size: int, options: CollectiveOptions) -> None:
+        """Blocks until all members are connected. Raises RuntimeError when that takes longer than the time-out."""
+        self._peers = [peer for peer in range(group_size) if peer != group_rank]
+        self._control = _gloo_group(PrefixStore("control", store), group_rank, group_size, options)
+        self._payload = dict.fromkeys(Direction, self._control)
+        if options.kind == "nccl":
             for direction in Direction:
                 own_store = PrefixStore(direction.name, store)
-                self._payload[direction] = _nccl_group(own_store, group_rank, group_size, device)
+                self._payload[direction] = _nccl_group(own_store, group_rank, group_size, options)
         self._lock = threading.Lock()
         self._is_aborted = False
 
@@ -99,13 +101,13 @@ class BundleGroup:
 
     def receive_header(self, peer: int) -> Posted:
         """The tensor holds the header once waited for."""
-        return self._post_control(self._control.recv, peer, Tag.HEADER, torch.empty(HEADER_BYTES, dtype=torch.uint8))
+        return self._post_control(self._control.recv, peer, Tag.HEADER, _empty(HEADER_BYTES))
 
     def send_reason(self, peer: int, reason: bytes) -> Posted:
         return self._post_control(self._control.send, peer, Tag.REASON, _bytes_tensor(reason))
 
     def receive_reason(self, peer: int, num_bytes: int, deadline: float) -> bytes:
-        posted = self._post_control(self._control.recv, peer, Tag.REASON, torch.empty(num_bytes, dtype=torch.uint8))
+        posted = self._post_control(self._control.recv, peer, Tag.REASON, _empty(num_bytes))
         posted.wait(deadline)
         return bytes(posted.tensors[0].numpy())
 
@@ -127,11 +129,9 @@ class BundleGroup:
 
     def watch(self, peer: int) -> None:
         """Returns when the peer is gone or the group aborted."""
-        posted = self._post_control(self._control.recv, peer, Tag.WATCH, torch.empty(1, dtype=torch.uint8))
-        try:
+        posted = self._post_control(self._control.recv, peer, Tag.WATCH, _empty(1))
+        with contextlib.suppress(RuntimeError):
             posted.works[0].wait(_FOREVER)
-        except RuntimeError:
-            return
 
     def abort(self) -> None:
         """Wake whoever waits in this group, here and at the peers, and close its connections. Idempotent."""
@@ -141,12 +141,11 @@ class BundleGroup:
             self._is_aborted = True
         for group in {id(group): group for group in self._payload.values() if group is not self._control}.values():
             group.abort()
-        # Gloo has no abort. A receive that runs out of time closes all connections of its group, which is one.
-        try:
-            doomed = self._post_control(self._control.recv, self._some_peer, Tag.ABORT, torch.empty(1, dtype=torch.uint8))
-            doomed.works[0].wait(_AT_ONCE)
-        except RuntimeError:
-            return
+        # Gloo has no abort. A receive that runs out of time closes all connections of its group, which is one; a
+        # receive from a peer that is gone already fails at once and closes none, so every peer gets its turn.
+        for peer in self._peers:
+            with contextlib.suppress(RuntimeError):
+                self._post_control(self._control.recv, peer, Tag.ABORT, _empty(1)).works[0].wait(_AT_ONCE)
 
     def _post_control(self, operation: _Operation, peer: int, tag: Tag, tensor: Tensor) -> Posted:
         return Posted([operation([tensor], peer, tag)], [tensor])
@@ -164,23 +163,28 @@ def _post(group: _Group, operation: _Operation, payloads: Sequence[tuple[int, Te
     return Posted(works, [tensor for _, tensor in payloads])
 
 
+def _empty(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
 def _bytes_tensor(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _gloo_group(store: Store, group_rank: int, group_size: int, host: str) -> _Group:
-    options = ProcessGroupGloo._Options()
-    options._devices = [ProcessGroupGloo.create_device(hostname=host)]
-    options._threads = 1
-    options._timeout = store.timeout
-    return cast(_Group, ProcessGroupGloo(store, group_rank, group_size, options))
+def _gloo_group(store: Store, group_rank: int, group_size: int, options: CollectiveOptions) -> _Group:
+    gloo: Any = c10d.ProcessGroupGloo
+    settings = gloo._Options()
+    settings._devices = [gloo.create_device(hostname=options.host)]
+    settings._threads = 1
+    settings._timeout = timedelta(seconds=options.timeout_s)
+    return cast(_Group, gloo(store, group_rank, group_size, settings))
 
 
-def _nccl_group(store: Store, group_rank: int, group_size: int, device: torch.device) -> _Group:
-    nccl = torch.distributed.distributed_c10d.ProcessGroupNCCL  # absent from builds of torch for CPUs
-    options = nccl.Options()
-    options._timeout = store.timeout
-    group = nccl(store, group_rank, group_size, options)
+def _nccl_group(store: Store, group_rank: int, group_size: int, options: CollectiveOptions) -> _Group:
+    nccl: Any = c10d.ProcessGroupNCCL  # absent from builds of torch for CPUs
+    settings = nccl.Options()
+    settings._timeout = timedelta(seconds=options.timeout_s)
+    group = nccl(store, group_rank, group_size, settings)
     # All together, now: a communicator made at first use would wait for ranks that happen to get no rows.
-    group.eager_connect_single_device(device)
+    group.eager_connect_single_device(options.torch_device)
     return cast(_Group, group)

@@ -222,7 +222,9 @@ class LoopbackExpertPort:
 
     def _take(self, timeout_s: float) -> list[tuple[_Link, _Frame]]:
         with self._network.changed:
-            self._network.changed.wait_for(lambda: self._is_closed or any(link.frames for link in self._links()), timeout_s)
+            self._network.changed.wait_for(
+                lambda: self._is_closed or any(link.frames for link in self._links()), timeout_s
+            )
             if self._is_closed:
                 raise TransportError("the expert port is closed")
             return [(link, link.frames.popleft()) for link in self._links() for _ in range(len(link.frames))]

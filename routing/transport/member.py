@@ -99,7 +99,7 @@ class BundleMember:
         if joined is None:
             return None
         self._attempt, groups_store = joined
-        return BundleGroup(groups_store, place.group_rank, place.group_size, options.host, options.torch_device)
+        return BundleGroup(groups_store, place.group_rank, place.group_size, options)
 
     def _adopt(self, group: BundleGroup | None) -> bool:
         """False when `stop` came first, so that no group outlives it."""

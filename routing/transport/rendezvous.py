@@ -1,7 +1,7 @@
 """How the members of a bundle agree on one set of process groups, over a TCP store that the attention side hosts.
 
-A bundle's *key* names one attention endpoint and the exact expert endpoints; whoever sees another membership waits under
-another key. Under a key, attempts are numbered: all join attempt n, then all build its groups. Knows no tensors.
+A bundle's *key* names one attention endpoint and the exact expert endpoints; whoever sees another membership waits
+under another key. Under a key, attempts are numbered: all join attempt n, then build its groups. Knows no tensors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
-from torch.distributed import DistStoreError, PrefixStore, Store, TCPStore
+from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]  # torch re-exports it silently
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from routing.transport.endpoint import Endpoint
 
@@ -45,7 +46,8 @@ def connect_store(attention: Endpoint, timeout_s: float) -> Store:
     if not separator or not port.isdigit():
         raise ValueError(f"attention address {attention.address!r} is not host:port/bundle-id")
     timeout = timedelta(seconds=timeout_s)
-    return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+    store: Store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+    return store
 
 
 def bundle_key(attention: Endpoint, shards: Mapping[int, Endpoint]) -> str:
@@ -57,7 +59,8 @@ def bundle_key(attention: Endpoint, shards: Mapping[int, Endpoint]) -> str:
 def lead(store: Store, key: str, num_experts: int, terms: str, is_wanted: Callable[[], bool]) -> Store | None:
     """Attention side: open the next attempt, wait for every expert rank, and start. Returns the groups' own store.
 
-    terms: what the members must agree on, compared as text. None when the bundle is no longer wanted. Raises RuntimeError when the store fails.
+    terms: what the members must agree on, compared as text. None when the bundle is no longer wanted. Raises
+    RuntimeError when the store fails.
     """
     attempt = store.add(f"{key}/attempt", 1)
     store.set(f"{key}/{attempt}/open", terms)

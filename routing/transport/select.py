@@ -1,17 +1,17 @@
-"""Which transport, and its ports by name. Loads a transport only when it is asked for.
+"""A transport's ports by name; `choice` says which transport. Loads a transport only when it is asked for.
 
 Knows what each transport needs, nothing of how it works.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
+from routing.transport.choice import TRANSPORTS as TRANSPORTS
+from routing.transport.choice import choose_transport as choose_transport
+from routing.transport.collective import CollectiveOptions
 from routing.transport.contract import AttentionPort, ExpertPort, FrameLimits
 from routing.transport.host import host_id
-
-TRANSPORTS = ("shm", "gloo", "nccl")
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,6 @@ class TransportOptions:
     timeout_s: float = 30.0
     device: str = "cpu"
     capacity_rows: int | None = None
-
-
-def choose_transport(
-    requested: str, *, attention_host_ids: Collection[str], expert_host_ids: Collection[str], has_gpus: bool
-) -> str:
-    """`requested`, or for "auto": nccl with GPUs, shm where all processes can share memory, gloo otherwise.
-
-    Raises ValueError for an unknown name, and for shm between processes that share no memory.
-    """
-    if requested not in ("auto", *TRANSPORTS):
-        raise ValueError(f"transport {requested!r} is not one of auto, {', '.join(TRANSPORTS)}")
-    is_one_host = len({*attention_host_ids, *expert_host_ids}) <= 1
-    if requested == "shm" and not is_one_host:
-        raise ValueError("transport shm needs every process on one host, in one IPC and network namespace")
-    if requested != "auto":
-        return requested
-    if has_gpus:
-        return "nccl"
-    return "shm" if is_one_host else "gloo"
 
 
 def open_attention_port(kind: str, *, ep_size: int, limits: FrameLimits, options: TransportOptions) -> AttentionPort:

@@ -29,6 +29,7 @@ from tests.fakes.tokenizer import MIN_VOCAB_SIZE, eos_token_ids, write_tokenizer
 
 __all__ = ["FP8_QUANTIZATION", "demo_config", "real_config", "tiny_config", "write_checkpoint"]
 
+MARKER_NAME = "random_checkpoint.json"  # says that the folder is ours to overwrite, and what it was made from
 RECIPE_VERSION = 1  # raised whenever the same arguments give other bytes
 NORM_STD, ROUTER_BIAS_STD = 0.1, 0.05
 SIZES = {"demo": demo_config, "tiny": tiny_config}
@@ -47,22 +48,23 @@ def write_checkpoint(
     """Write a random checkpoint into `folder`, unless it holds the one these arguments describe. Returns `folder`.
 
     Weights keep activations near 1. `quantization_config` among the fields makes the routed experts fp8.
-    layout: "packed" or "per_expert". A vocabulary below MIN_VOCAB_SIZE gets no tokenizer. Raises ConfigError.
+    layout: "packed" or "per_expert". A vocabulary below MIN_VOCAB_SIZE gets no tokenizer.
+    Raises ConfigError, and FileExistsError for a folder that holds anything but an older random checkpoint.
     """
     fields = _complete_fields(config_fields, dtype)
     recipe = json.dumps([RECIPE_VERSION, fields, seed, layout, max_shard_bytes], sort_keys=True)
     if recipe_of(folder) == recipe:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_weights(folder)
+    config = parse_model_config(fields)
+    _take_over(folder, recipe)
     _write_json(folder / CONFIG_NAME, fields)
     generation = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
     _write_json(folder / "generation_config.json", {**generation, "transformers_version": "4.57.1"})
     if fields["vocab_size"] >= MIN_VOCAB_SIZE:
         write_tokenizer(folder, fields["vocab_size"], fields["max_position_embeddings"])
-    weights = RandomWeights(parse_model_config(fields), ExpertLayout(layout), seed, dtype)
+    weights = RandomWeights(config, ExpertLayout(layout), seed, dtype)
     # Last, because it marks the checkpoint as complete.
-    _write_json(folder / INDEX_NAME, _write_shards(folder, weights, max_shard_bytes) | {"recipe": recipe})
+    _write_json(folder / INDEX_NAME, _write_shards(folder, weights, max_shard_bytes))
     return folder
 
 
@@ -76,8 +78,8 @@ def random_weights(
 
 def recipe_of(folder: Path) -> str | None:
     """What a finished random checkpoint was made from; None for anything else."""
-    path = folder / INDEX_NAME
-    return json.loads(path.read_text()).get("recipe") if path.exists() else None
+    is_finished = (folder / MARKER_NAME).exists() and (folder / INDEX_NAME).exists()
+    return (folder / MARKER_NAME).read_text() if is_finished else None
 
 
 class RandomWeights:
@@ -163,11 +165,14 @@ def _shards(weights: RandomWeights, max_shard_bytes: int) -> Iterator[list[str]]
     yield names
 
 
-def _remove_weights(folder: Path) -> None:
-    """Leftovers of another checkpoint would contradict the new index."""
-    (folder / INDEX_NAME).unlink(missing_ok=True)
-    for path in folder.glob("model*.safetensors"):
-        path.unlink()
+def _take_over(folder: Path, recipe: str) -> None:
+    """Mark the folder as ours and remove an older random checkpoint, whose leftovers would contradict the new index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / MARKER_NAME).exists():
+        raise FileExistsError(f"{folder} holds files that are not a random checkpoint; they would be overwritten")
+    (folder / MARKER_NAME).write_text(recipe)
+    for path in [folder / INDEX_NAME, *folder.glob("model-*.safetensors")]:
+        path.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -183,7 +188,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     options = parser.parse_args()
     before = recipe_of(options.out)
-    write_checkpoint(options.out, SIZES[options.size](), seed=options.seed, dtype=DTYPES[options.dtype])
+    try:
+        write_checkpoint(options.out, SIZES[options.size](), seed=options.seed, dtype=DTYPES[options.dtype])
+    except FileExistsError as error:
+        parser.exit(1, f"{error}\n")
     summary = check_checkpoint(options.out, ep_size=1)
     done = "kept" if recipe_of(options.out) == before else "wrote"
     print(

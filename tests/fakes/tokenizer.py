@@ -54,9 +54,8 @@ def write_tokenizer(folder: Path, vocab_size: int, max_positions: int) -> None:
 def eos_token_ids(vocab_size: int) -> list[int]:
     """The three ids that end a generation: end of sentence, padding, end of turn."""
     tokenizer = Tokenizer.from_str(tokenizer_json(vocab_size))
-    ids = [tokenizer.token_to_id(token) for token in (EOS, PAD, TURN_END)]
-    assert None not in ids, "the tokenizer was trained with these tokens"
-    return ids
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[token] for token in (EOS, PAD, TURN_END)]
 
 
 @lru_cache(maxsize=8)

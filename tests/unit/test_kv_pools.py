@@ -1,4 +1,4 @@
-"""KvCache: both pools as one sequence sees them, and prefix hits limited by either. Block size 4, window 6 throughout."""
+"""KvCache: both pools as a sequence sees them, and prefix hits limited by either. Block size 4, window 6."""
 
 import random
 
@@ -103,7 +103,7 @@ def test_a_hit_shares_the_same_blocks_and_the_newcomer_writes_elsewhere() -> Non
 
 
 def test_a_hit_is_cut_to_where_the_sliding_pool_can_follow() -> None:
-    """Full blocks of all 24 positions are cached, sliding ones only of the end: a shorter common prefix cannot be used."""
+    """All 24 positions are cached in the full pool, only the end in the sliding one: a shorter prefix is no hit."""
     cache, kv = _cache(num_sliding=LAYOUT.max_sliding_blocks(4)), SequenceKv()
     tokens = list(range(24))
     _compute(cache, kv, tokens)  # 4 sliding blocks: the first ones were evicted on the way

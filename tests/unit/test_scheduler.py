@@ -1,4 +1,4 @@
-"""Scheduler: hand-worked steps, preemption, and random traffic that must always drain. A toy model stands for the rest."""
+"""Scheduler: hand-worked steps, preemption, and random traffic that must drain. A toy model stands for the rest."""
 
 import random
 import zlib
@@ -112,7 +112,7 @@ def test_an_id_in_use_is_rejected() -> None:
 
 def test_the_latest_of_the_lowest_priority_is_preempted_and_continues_identically() -> None:
     """8 blocks for two sequences of 5 blocks each: the later one gives way, is computed again, and ends the same."""
-    scheduler = _scheduler(num_full=8)
+    scheduler = _scheduler(num_full=8, max_model_len=20)
     requests = [_request("first", 6, max_tokens=14), _request("second", 6, max_tokens=14)]
     first, second = (scheduler.add(request, 0.0) for request in requests)
     states = set()
@@ -142,15 +142,19 @@ def test_a_higher_priority_prefill_takes_blocks_from_a_decode_scheduled_in_the_s
 
 
 def test_the_lowest_ranked_waits_with_its_blocks_instead_of_preempting_itself() -> None:
-    """Nobody below it: the sequence is left out of the step and keeps what it computed."""
-    scheduler = _scheduler(num_full=10, max_model_len=40)
-    scheduler.add(_request("first", 15, max_tokens=25), 0.0)
-    second = scheduler.add(_request("second", 15, max_tokens=5), 0.0)
-    while second.state is not SequenceState.RUNNING:
-        _step(scheduler)
-    while scheduler.has_work:
-        _step(scheduler)
-    assert second.completion_token_ids == _expected_completion(second.request)
+    """10 blocks, 5 each: at position 20 the second must wait, until the first needs a sixth block and takes them."""
+    scheduler = _scheduler(num_full=10, max_step_tokens=64)
+    first = scheduler.add(_request("first", 13, max_tokens=27), 0.0)
+    second = scheduler.add(_request("second", 15, max_tokens=25), 0.0)
+    schedules = [_step(scheduler) for _ in range(8)]
+    # The second computes positions 0..14, then 15, 16, 17, 18 and 19; position 20 would be its sixth block.
+    assert [[rows[0] for rows in _rows(schedule)] for schedule in schedules[5:]] == [
+        ["first", "second"],
+        ["first"],
+        ["first"],
+    ]
+    assert (second.state, second.context_len, first.context_len) == (SequenceState.RUNNING, 20, 20)
+    assert _step(scheduler).preempted == (second,)
 
 
 def test_nobody_overtakes_a_long_prompt_that_waits_for_blocks() -> None:
@@ -233,7 +237,7 @@ def test_pools_that_cannot_hold_one_sequence_are_refused_at_start() -> None:
 @pytest.mark.parametrize("enable_prefix_cache", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_traffic_always_drains_and_every_completion_is_right(seed: int, enable_prefix_cache: bool) -> None:
-    """Random arrivals, priorities, aborts, failed steps and deadlines on scarce pools: no leak, no deadlock, no mix-up."""
+    """Arrivals, priorities, aborts, failed steps and deadlines at random on scarce pools: no leak, no mix-up."""
     rng = random.Random(seed)
     num_sliding = LAYOUT.max_sliding_blocks(8) + rng.randrange(4)
     scheduler = _scheduler(12, num_sliding, enable_prefix_cache=enable_prefix_cache, max_waiting=30)

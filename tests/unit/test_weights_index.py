@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ TENSORS = {"a": torch.arange(6, dtype=torch.float32).reshape(2, 3), "b": torch.o
 Header = dict[str, Any]
 
 
-def write_raw(path: Path, header: Any, num_data_bytes: int = 32) -> None:
+def write_raw(path: Path, header: object, num_data_bytes: int = 32) -> None:
     """A file with this header, whatever it says."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(num_data_bytes))
 
 
-def entry(dtype: str = "F32", shape: Any = (2, 3), first: Any = 0, last: Any = 24) -> Header:
+def entry(dtype: str = "F32", shape: object = (2, 3), first: object = 0, last: object = 24) -> Header:
     return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": [first, last]}
 
 
@@ -39,10 +40,8 @@ def test_reads_what_safetensors_writes(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / SINGLE_NAME, metadata={"format": "pt"})
     index = read_index(tmp_path)
     assert index.problems == ()
-    assert {name: (r.shape, r.dtype) for name, r in index.tensors.items()} == {
-        "a": ((2, 3), "F32"),
-        "b": ((4,), "BF16"),
-    }
+    infos = {name: (record.shape, record.dtype) for name, record in index.tensors.items()}
+    assert infos == {"a": ((2, 3), "F32"), "b": ((4,), "BF16")}
     record = index.tensors["a"]
     stored = record.path.read_bytes()[record.first_byte : record.first_byte + record.num_bytes]
     assert stored == TENSORS["a"].numpy().tobytes()
@@ -87,7 +86,7 @@ def test_scalars_and_empty_tensors_are_tensors(tmp_path: Path) -> None:
         ({}, "truncated or damaged"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, header: Any, problem: str) -> None:
+def test_headers_that_lie(tmp_path: Path, header: object, problem: str) -> None:
     """Each lie is one sentence that names the file, and no tensor of that file is offered."""
     write_raw(tmp_path / SINGLE_NAME, header)
     sentence = only_problem(tmp_path)
@@ -144,7 +143,13 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_map(folder: Path, weight_map: Any) -> None:
+def turn_into_pipe(path: Path) -> None:
+    """Opening a pipe would wait for a writer that never comes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def write_map(folder: Path, weight_map: object) -> None:
     (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
@@ -165,7 +170,7 @@ def test_sharded_checkpoint(sharded: Path) -> None:
         (lambda f: write_map(f, {"a": "one.safetensors", "b": "one.safetensors"}), "does not hold it"),
         (lambda f: save_file(TENSORS, f / "two.safetensors"), "tensor a is stored in 2 shards"),
         (
-            lambda f: save_file({**TENSORS, "a": TENSORS["b"], "c": TENSORS["a"]}, f / "two.safetensors"),
+            lambda f: save_file({"b": TENSORS["b"], "c": TENSORS["a"]}, f / "two.safetensors"),
             "does not name",
         ),
         (lambda f: write_map(f, {}), "has no weight_map"),
@@ -174,8 +179,21 @@ def test_sharded_checkpoint(sharded: Path) -> None:
         (lambda f: write_map(f, {"a": "one.safetensors", "b": "../two.safetensors"}), "not a plain file name"),
         (lambda f: write_map(f, {"a": "one.safetensors", "b": 7}), "7 cannot be used"),
         (lambda f: (f / "two.safetensors").write_bytes(b"\0"), "two.safetensors cannot be used"),
+        (lambda f: turn_into_pipe(f / "two.safetensors"), "not a regular file"),
     ],
-    ids=["no shard", "wrong shard", "twice", "unnamed", "no map", "list", "not json", "outside", "number", "broken"],
+    ids=[
+        "no shard",
+        "wrong shard",
+        "twice",
+        "unnamed",
+        "no map",
+        "list",
+        "not json",
+        "outside",
+        "number",
+        "broken",
+        "pipe",
+    ],
 )
 def test_index_and_shards_that_disagree(sharded: Path, break_it: Callable[[Path], object], problem: str) -> None:
     """Every disagreement between index and shards is a sentence, and never an exception."""

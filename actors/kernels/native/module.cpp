@@ -74,9 +74,10 @@ private:
     }
 };
 
+// invalid_argument reaches Python as ValueError.
 void check_range(const char* what, int64_t value, int64_t end) {
     if (value < 0 || value >= end) {
-        throw std::out_of_range(std::string(what) + " " + std::to_string(value) + " is outside 0.." +
+        throw std::invalid_argument(std::string(what) + " " + std::to_string(value) + " is outside 0.." +
                                 std::to_string(end - 1));
     }
 }
@@ -89,7 +90,7 @@ struct Batch {
         : positions(at<const int64_t>(positions)), slot_mapping(at<const int64_t>(slot_mapping)), num_rows(num_rows) {
         for (const auto& [first_row, count, first_position, block_ids, num_block_ids] : rows) {
             if (first_row < 0 || count < 0 || first_position < 0 || first_row + count > num_rows) {
-                throw std::out_of_range("a sequence's rows lie outside the batch");
+                throw std::invalid_argument("a sequence's rows lie outside the batch");
             }
             if (count > 0) {
                 sequences.push_back({first_row, count, first_position, at<const int64_t>(block_ids), num_block_ids});

@@ -11,18 +11,21 @@
 
 namespace step35::STEP35_ISA {
 
-// Sixteen sums fit the 32 registers of AVX-512 with room for operands; elsewhere one row of four does.
-constexpr int kMaxBlockRows = kNativeFloats == 16 ? 4 : 1;
+// Six rows of four sums fit the 32 registers of AVX-512 with room for operands; elsewhere one row of four does.
+constexpr int kMaxBlockRows = kNativeFloats == 16 ? 6 : 1;
 constexpr int kSingleRowOuts = kNativeFloats == 16 ? 8 : 4;
 // Rows whose inputs stay in a second-level cache while all weights pass by.
 constexpr int64_t kTileBytes = 256 * 1024;
+// A panel of four bfloat16 weight rows up to this width is widened once and used for all rows of a tile.
+constexpr int64_t kMaxWidenedWidth = 2048;
+constexpr int64_t kMinWidenedRows = 8;
 
 template <typename Element>
 Element* take(Scratch& scratch, int64_t count) {
     return static_cast<Element*>(scratch.take(static_cast<std::size_t>(count) * sizeof(Element)));
 }
 
-// W of the rows w, w + stride, ...: num_outs of them. A row of y receives its outputs from y_offset on.
+// num_outs rows of W, `stride` apart, of `width` values each.
 template <typename Element>
 struct WeightRows {
     const Element* w;
@@ -66,6 +69,11 @@ void block(const float* const* rows, const WeightRows<Element>& weights, int64_t
     }
     int64_t k = 0;
     for (; k + kLanes <= width; k += kLanes) {
+        // One row is bound by memory, and eight short streams are too many for the hardware to foresee.
+        if constexpr (kRows == 1 && kOuts == 8) {
+#pragma GCC unroll 8
+            for (int n = 0; n < kOuts; ++n) __builtin_prefetch(w[n] + kOuts * weights.stride + k);
+        }
         accumulate<kRows, kOuts>(x, w, sums, [k](auto* source) { return load(source + k); });
     }
     if (k < width) {
@@ -93,11 +101,13 @@ void all_outs(const float* const* x, const WeightRows<Element>& weights, float* 
     for (int64_t n = 0; n < weights.num_outs; n += kOuts) block<kRows, kOuts>(x, weights, n, y, y_offset);
 }
 
-// Few rows: every weight is read once, straight through.
+// Up to kMaxBlockRows rows: every weight is read once, straight through.
 template <typename Element>
 void product_of_few(const float* const* x, int64_t num_rows, const WeightRows<Element>& weights, float* const* y,
                     int64_t y_offset) {
-    if constexpr (kMaxBlockRows == 4) {
+    if constexpr (kMaxBlockRows == 6) {
+        if (num_rows == 6) return all_outs<6, 4>(x, weights, y, y_offset);
+        if (num_rows == 5) return all_outs<5, 4>(x, weights, y, y_offset);
         if (num_rows == 4) return all_outs<4, 4>(x, weights, y, y_offset);
         if (num_rows == 3) return all_outs<3, 4>(x, weights, y, y_offset);
         if (num_rows == 2) return all_outs<2, 8>(x, weights, y, y_offset);
@@ -105,17 +115,36 @@ void product_of_few(const float* const* x, int64_t num_rows, const WeightRows<El
     all_outs<1, kSingleRowOuts>(x, weights, y, y_offset);
 }
 
-// Many rows: a panel of four outputs stays in the first-level cache while a tile of rows passes by.
+// Many rows on a panel of up to four outputs, which stays in the first-level cache while they pass by.
+template <typename Element>
+void product_of_panel(const float* const* x, int64_t num_rows, const WeightRows<Element>& panel, float* const* y,
+                      int64_t y_offset) {
+    for (int64_t r = 0; r < num_rows; r += kMaxBlockRows) {
+        const int64_t block_rows = num_rows - r < kMaxBlockRows ? num_rows - r : kMaxBlockRows;
+        product_of_few(x + r, block_rows, panel, y + r, y_offset);
+    }
+}
+
+static inline void widen(const bf16* source, int64_t count, float* target) {
+    for_each_lanes(count, [&](int64_t at, int64_t n) { store_up_to(target + at, load_up_to(source + at, n), n); });
+}
+
 template <typename Element>
 void product_of_many(const float* const* x, int64_t num_rows, const WeightRows<Element>& weights, float* const* y,
                      int64_t y_offset) {
+    const int64_t width = weights.width;
     for (int64_t n = 0; n < weights.num_outs; n += 4) {
         const int64_t num_outs = weights.num_outs - n < 4 ? weights.num_outs - n : 4;
-        const WeightRows<Element> panel{weights.w + n * weights.stride, weights.stride, num_outs, weights.width};
-        for (int64_t r = 0; r < num_rows; r += kMaxBlockRows) {
-            const int64_t block_rows = num_rows - r < kMaxBlockRows ? num_rows - r : kMaxBlockRows;
-            product_of_few(x + r, block_rows, panel, y + r, y_offset + n);
+        const WeightRows<Element> panel{weights.w + n * weights.stride, weights.stride, num_outs, width};
+        if constexpr (sizeof(Element) < sizeof(float)) {
+            if (width <= kMaxWidenedWidth && num_rows >= kMinWidenedRows) {
+                float widened[4 * kMaxWidenedWidth];
+                for (int64_t i = 0; i < num_outs; ++i) widen(panel.w + i * panel.stride, width, widened + i * width);
+                product_of_panel(x, num_rows, WeightRows<float>{widened, width, num_outs, width}, y, y_offset + n);
+                continue;
+            }
         }
+        product_of_panel(x, num_rows, panel, y, y_offset + n);
     }
 }
 

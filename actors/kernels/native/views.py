@@ -33,6 +33,9 @@ class ViewCache(Generic[View]):
         self._build = build
         self._views: dict[int, tuple[weakref.ref[Any], LayerSpec | None, View]] = {}
 
+    def __len__(self) -> int:
+        return len(self._views)
+
     def get(self, source: Any, spec: LayerSpec | None = None) -> View:
         entry = self._views.get(id(source))
         if entry is not None and entry[1] is spec and entry[0]() is source:

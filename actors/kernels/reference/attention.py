@@ -71,7 +71,8 @@ def attend_dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> 
     scores = per_group @ key.permute(1, 2, 0).unsqueeze(1) * head_dim**-0.5  # [G, Q, T, L]
     scores = scores.to(torch.float32).masked_fill(~visible, float("-inf"))
     mixed = scores.softmax(dim=-1).to(value.dtype) @ value.permute(1, 0, 2).unsqueeze(1)  # [G, Q, T, D]
-    return mixed.permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
+    attended: Tensor = mixed.permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
+    return attended
 
 
 def _write(cache: LayerKV, slot_mapping: Tensor, key: Tensor, value: Tensor) -> None:

@@ -1,0 +1,207 @@
+"""AttentionActor: one attention rank as a plain class, without Ray. Owns the engine, its thread, the port and the streams.
+
+Requests enter through the inbox and leave through streams; only the engine thread touches the engine. When the expert
+tier does not answer, the step is repeated until it does or the recovery deadline passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+
+from actors.attention.config import AttentionConfig
+from actors.attention.engine import load_engine
+from actors.attention.inbox import Inbox
+from actors.attention.recovery import Recovery
+from actors.attention.streams import TokenStreams
+from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
+from routing.errors import TransportError
+from routing.experts import ExpertMap
+from routing.remote import RemoteDispatcher
+from routing.transport.contract import AttentionPort
+from routing.transport.endpoint import Endpoint
+
+logger = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.25  # bounds how long closing and noticing a lost rank take when nothing happens
+RECONNECT_WAIT_S = 0.1  # between two looks at the inbox while experts are away
+STALL_TIMEOUT_S = 60.0  # a step that takes longer is a fault
+
+EXPERTS_AWAY = RequestError(ErrorKind.UNAVAILABLE, "The expert tier is not available; send the request again later.")
+ENGINE_DIED = RequestError(ErrorKind.INTERNAL, "The engine failed.")
+OVERLOADED = RequestError(ErrorKind.OVERLOADED, "Too many requests are waiting; send the request again later.")
+
+
+class AttentionActor:
+    """Loads its weights at birth, serves from `start` to `close`. Methods may be called from any thread."""
+
+    def __init__(self, config: AttentionConfig, checkpoint: Path, expert_map: ExpertMap, port: AttentionPort) -> None:
+        """Slow. Raises CheckpointError before memory is allocated."""
+        self._config = config
+        self._port = port
+        self._map = expert_map
+        self._dispatcher = RemoteDispatcher(
+            port, deterministic=config.deterministic, timeout_s=config.exchange_timeout_s, device=config.device
+        )
+        self._dispatcher.adopt(expert_map)
+        self._adopted_epoch = expert_map.map_epoch
+        self._engine = load_engine(config, checkpoint, expert_map.ep_size, self._dispatcher)
+        self._inbox = Inbox(config.max_waiting)
+        self._streams = TokenStreams()
+        self._recovery = Recovery(config.recovery_timeout_s)
+        self._thread = threading.Thread(target=self._serve, name="attention-engine", daemon=True)
+        self._is_closing = threading.Event()
+        self._is_draining = False
+        self._is_warm = False
+        self._progress_at = time.monotonic()
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Start the engine thread. Call once."""
+        self._progress_at = time.monotonic()
+        self._thread.start()
+
+    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None:
+        """Connect to these expert ranks; adopt the map, if it is newer, before the next step. Returns at once."""
+        self._port.reconcile(shards)
+        if expert_map.map_epoch > self._map.map_epoch:
+            self._map = expert_map
+        self._inbox.ring()
+
+    def is_ready(self) -> bool:
+        """Whether a token can be produced: one was, every rank is connected, and nothing has failed or is ending."""
+        can_serve = self._is_warm and not self._is_draining and self._failure is None
+        return can_serve and self._is_connected()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The request's events, the last one with a finish reason. Closing the iterator aborts the sequence.
+
+        Raises EngineOverloaded, or ExpertsUnavailable when this actor cannot serve now.
+        """
+        self._refuse_when_unable()
+        stream = self._streams.open(request.request_id)
+        is_finished = False
+        try:
+            self._inbox.put(request)
+            while not is_finished:
+                event = await stream.next()
+                is_finished = event.finish_reason is not None
+                yield event
+        finally:
+            self._streams.close(stream)
+            if not is_finished:
+                self._inbox.abort(request.request_id)
+
+    def load_report(self) -> LoadReport:
+        """Numbers of the last step; read without stopping the engine."""
+        scheduler = self._engine.scheduler
+        return LoadReport(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_preempted=scheduler.num_preempted,
+            kv_usage=scheduler.kv_usage,
+            step_id=self._engine.step_id,
+            ready=self.is_ready(),
+        )
+
+    def check_health(self) -> None:
+        """Raises ActorError when the engine thread has died, or has work and makes no progress."""
+        if self._failure is not None:
+            raise ActorError("the engine thread died") from self._failure
+        stalled_s = time.monotonic() - self._progress_at
+        if self._thread.is_alive() and stalled_s > STALL_TIMEOUT_S + self._config.exchange_timeout_s:
+            raise ActorError(f"the engine has made no progress for {stalled_s:.0f} s")
+
+    def drain(self, timeout_s: float) -> None:
+        """Accept nothing new and wait until what runs has finished, at most `timeout_s`."""
+        self._is_draining = True
+        if not self._streams.wait_empty(timeout_s):
+            logger.warning("draining ended with %d requests unfinished", len(self._streams))
+
+    def close(self) -> None:
+        """Stop the engine and close the port. Unfinished requests fail. Idempotent."""
+        self._is_draining = True
+        self._is_closing.set()
+        self._inbox.ring()
+        if self._thread.is_alive():
+            self._thread.join(timeout=STALL_TIMEOUT_S)
+        self._fail_streams(EXPERTS_AWAY)
+        self._port.close()
+
+    def _refuse_when_unable(self) -> None:
+        if self._failure is not None or self._is_draining:
+            raise ExpertsUnavailable("this attention actor is going away")
+        if self._recovery.is_given_up(time.monotonic()) and not self._is_connected():
+            raise ExpertsUnavailable("the expert tier is not available")
+
+    def _is_connected(self) -> bool:
+        return len(self._port.connected()) == self._map.ep_size
+
+    def _serve(self) -> None:
+        try:
+            while not self._is_closing.is_set():
+                self._serve_once()
+                self._progress_at = time.monotonic()
+        except BaseException as failure:
+            self._failure = failure
+            logger.exception("the engine thread died")
+            self._fail_streams(ENGINE_DIED)
+            raise
+
+    def _serve_once(self) -> None:
+        """Take what has arrived, then make one step, or wait for the experts."""
+        self._take(0.0 if self._engine.scheduler.has_work else IDLE_WAIT_S)
+        self._adopt_map()
+        try:
+            self._warm_up()
+            if self._engine.scheduler.has_work:
+                self._streams.publish(self._engine.run(time.monotonic()))
+                self._recovery.succeeded()
+        except TransportError as error:
+            self._wait_for_experts(error)
+
+    def _adopt_map(self) -> None:
+        if self._map.map_epoch > self._adopted_epoch:
+            self._dispatcher.adopt(self._map)
+            self._adopted_epoch = self._map.map_epoch
+
+    def _take(self, timeout_s: float) -> None:
+        taken = self._inbox.take(timeout_s)
+        for request in taken.requests:
+            try:
+                self._engine.add(request, time.monotonic())
+            except RequestRejected as error:
+                self._answer(request.request_id, RequestError(ErrorKind.REJECTED, str(error), error.param))
+            except EngineOverloaded:
+                self._answer(request.request_id, OVERLOADED)
+        for request_id in taken.aborted_ids:
+            self._engine.abort(request_id)
+
+    def _warm_up(self) -> None:
+        if not self._is_warm and self._is_connected():
+            self._engine.warm_up(time.monotonic())
+            self._is_warm = True
+
+    def _wait_for_experts(self, error: TransportError) -> None:
+        """Give the view time to bring the ranks back; give up on the running requests when it takes too long."""
+        now = time.monotonic()
+        if self._recovery.failed(now):
+            logger.warning("a step failed and will be repeated: %s", error)
+        if self._recovery.is_given_up(now):
+            self._engine.fail_all(EXPERTS_AWAY)
+            self._streams.publish(self._engine.take_events())
+        try:
+            self._port.wait_connected(range(self._map.ep_size), RECONNECT_WAIT_S)
+        except TransportError:
+            return  # still away; the next pass tries again
+
+    def _answer(self, request_id: str, error: RequestError) -> None:
+        self._streams.publish([TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)])
+
+    def _fail_streams(self, error: RequestError) -> None:
+        for request_id in self._streams.request_ids():
+            self._answer(request_id, error)

@@ -1,0 +1,165 @@
+"""The command line: `step35 serve` runs a cluster until a signal, `step35 check` looks at a checkpoint.
+
+Flags name a configuration file or a role's size, never a setting: settings live in `cluster.config`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import CheckpointError
+from cluster.config import ClusterConfig, load_config
+from cluster.errors import ConfigurationError, StartFailed
+
+app = typer.Typer(
+    help="Serve Step-3.5-Flash on Ray, with attention and experts as separate deployments.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+EXIT_FAILED = 1
+EXIT_NOW = 130
+GIB = 2**30
+
+Checkpoint = Annotated[Path | None, typer.Argument(help="Checkpoint folder; overrides the configuration's.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see cluster/config.py for its fields.")]
+LogLevel = Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")]
+Folder = Annotated[Path, typer.Argument(help="Checkpoint folder: config.json, safetensors, tokenizer.")]
+EpSize = Annotated[int, typer.Option("--ep-size", help="Number of expert ranks the experts are divided over.")]
+
+
+@app.command()
+def serve(checkpoint: Checkpoint = None, config: ConfigFile = None, log_level: LogLevel = None) -> None:
+    """Start a cluster and serve the OpenAI API until Ctrl-C or SIGTERM, then drain and exit 0.
+
+    Without a configuration everything runs on this machine: one attention actor, eight expert actors, a gateway on
+    127.0.0.1:8000. Every field can also be set by a variable, such as STEP35__ATTENTION__NUM_REPLICAS=2.
+    A second Ctrl-C exits at once.
+    """
+    with _failures_shown():
+        settings = load_config(config, overrides={"checkpoint": checkpoint, "log_level": log_level})
+        _serve(settings)
+
+
+@app.command()
+def check(checkpoint: Folder, ep_size: EpSize = 8) -> None:
+    """Check a checkpoint without loading it, and show what each rank would hold. Exit code 1 lists what is wrong."""
+    from actors.weights.check import check_checkpoint
+
+    with _failures_shown():
+        summary = check_checkpoint(checkpoint, ep_size)
+    console.print(
+        f"{checkpoint}: sound. {summary.num_parameters:,} parameters, {summary.num_tensors} tensors, "
+        f"{_size(summary.num_bytes)}, {summary.dtype}, {summary.layout.value} experts"
+    )
+    table = Table("rank", "holds", "bytes")
+    table.add_row(
+        "attention (each)", f"{summary.config.num_layers} layers, MTP modules", _size(summary.attention_bytes)
+    )
+    held = f"{summary.experts_per_rank} experts in each of {len(summary.config.moe_layers)} MoE layers"
+    for ep_rank, num_bytes in enumerate(summary.rank_bytes):
+        table.add_row(f"expert {ep_rank}", held, _size(num_bytes))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the `step35` command."""
+    app()
+
+
+def _serve(config: ClusterConfig) -> None:
+    # Imported late: Ray and torch take seconds, and a wrong flag should be told at once.
+    from actors.weights.check import check_checkpoint
+    from cluster.deploy import MapShape
+    from cluster.start import start_cluster
+
+    with console.status(f"checking {config.checkpoint}"):
+        model = check_checkpoint(config.checkpoint, config.experts.ep_size).config
+    stop = _stop_on_signals()
+    with console.status("starting Ray") as display:
+        cluster = start_cluster(config, MapShape(len(model.moe_layers), model.num_experts))
+        try:
+            is_ready = cluster.wait_ready(_Progress(config, display.update), stop)
+            display.stop()
+            if is_ready:
+                console.print(_ready_message(config, cluster.url), soft_wrap=True)
+                stop.wait()
+        finally:
+            console.print("draining: running requests end, then the cluster stops (Ctrl-C again exits at once)")
+            cluster.close()
+    console.print("stopped")
+
+
+class _Progress:
+    """Shows a line when it has changed: on a terminal as a spinner's text, otherwise printed."""
+
+    def __init__(self, config: ClusterConfig, update: Any) -> None:
+        self._config = config
+        self._update = update
+        self._shown = ""
+
+    def __call__(self, status: Any) -> None:
+        from cluster.progress import progress_line
+
+        line = progress_line(self._config, status)
+        if line == self._shown:
+            return
+        self._shown = line
+        if console.is_terminal:
+            self._update(line)
+        else:
+            console.print(line, soft_wrap=True)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM; the second ends the process."""
+    stop = threading.Event()
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(EXIT_NOW)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
+
+
+def _ready_message(config: ClusterConfig, url: str) -> str:
+    body = f'{{"model": "{config.served_name}", "messages": [{{"role": "user", "content": "Hello"}}], "stream": true}}'
+    key = " -H 'authorization: Bearer KEY'" if config.gateway.api_keys_file else ""
+    return (
+        f"ready: {config.served_name} at {url}/v1\n"
+        f"try:   curl -N {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
+    )
+
+
+@contextmanager
+def _failures_shown() -> Iterator[None]:
+    """Named failures become their message and exit code 1; anything else is a bug and keeps its trace."""
+    try:
+        yield
+    except (CheckpointError, ConfigurationError, StartFailed) as error:
+        errors.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
+
+
+if __name__ == "__main__":
+    main()

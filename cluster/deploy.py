@@ -1,0 +1,250 @@
+"""The only file that turns classes into Ray deployments and binds them. Each class here adapts one plain object.
+
+Knows nothing of what an actor computes: actors are made by builders named by import path, so that a process imports
+only what it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from actors.messages import GenerateRequest, LoadReport, TokenEvent
+from cluster.attention_replica import AttentionReplica
+from cluster.config import ClusterConfig
+from cluster.coordinator import Coordinator, CoordinatorSettings
+from cluster.expert_replica import ExpertReplica
+from cluster.handles import RemoteCoordinator, RemoteEngine
+from cluster.replica import Identity, ReplicaSettings
+from cluster.resources import attention_options, coordinator_options, expert_options, gateway_options
+from cluster.watcher import Watcher, WatchSettings
+from routing.experts import linear_expert_map
+from routing.transport.choice import choose_transport
+from routing.transport.host import host_id
+
+SERVE_NAMESPACE = "serve"
+COORDINATOR, EXPERTS, ATTENTION, GATEWAY = "Coordinator", "ExpertActor", "AttentionActor", "Gateway"
+
+
+@dataclass(frozen=True)
+class MapShape:
+    """What the coordinator must know of the model: the size of its expert map."""
+
+    num_moe_layers: int
+    num_logical_experts: int
+
+
+@dataclass(frozen=True)
+class Builders:
+    """Import paths ("module:function") of what makes the actors; see `cluster.tiers` for the signatures."""
+
+    expert: str = "cluster.tiers:build_expert"
+    attention: str = "cluster.tiers:build_attention"
+
+
+def build_application(config: ClusterConfig, shape: MapShape, builders: Builders | None = None) -> serve.Application:
+    """The four deployments, bound. The attention tier holds a handle of the expert tier that it never calls: Serve
+    stops a deployment only after its callers, so requests that are still running keep their experts."""
+    fields, paths = config.to_dict(), builders or Builders()
+    coordinator = _deployment(CoordinatorDeployment, COORDINATOR, coordinator_options(config).to_dict()).bind(
+        fields, asdict(shape)
+    )
+    experts = _deployment(ExpertDeployment, EXPERTS, expert_options(config).to_dict()).bind(
+        fields, paths.expert, coordinator
+    )
+    attention = _deployment(AttentionDeployment, ATTENTION, attention_options(config).to_dict()).bind(
+        fields, paths.attention, coordinator, experts
+    )
+    return _deployment(GatewayDeployment, GATEWAY, gateway_options(config).to_dict()).bind(
+        fields, coordinator, attention
+    )
+
+
+class CoordinatorDeployment(Coordinator):
+    """The coordinator as a Serve replica."""
+
+    def __init__(self, fields: Mapping[str, Any], shape: Mapping[str, int]) -> None:
+        config = _configure(fields)
+        expert_map = linear_expert_map(
+            ep_size=config.experts.ep_size, num_redundant_slots=config.experts.num_redundant_slots, **shape
+        )
+        super().__init__(
+            expert_map,
+            partial(_choose_transport, config),
+            CoordinatorSettings(lease_ttl_s=config.control.lease_ttl_s, silent_after_s=2 * config.control.poll_s),
+            is_gone=_is_gone,
+        )
+        self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
+
+    async def check_health(self) -> None:
+        """Raises if dead members are no longer dropped."""
+        if self._dropping.done():
+            raise RuntimeError("the coordinator no longer watches its members") from self._dropping.exception()
+
+    async def __del__(self) -> None:
+        """Called once by Serve, on the replica's loop."""
+        self._dropping.cancel()
+
+
+class ExpertDeployment:
+    """One EP rank as a Serve replica. Takes no requests: rows reach it through its port."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits a constructor; loading must not hold up its loop
+        self, fields: Mapping[str, Any], builder: str, coordinator: DeploymentHandle[Any]
+    ) -> None:
+        config = _configure(fields)
+        self._replica = ExpertReplica(
+            _identity(),
+            RemoteCoordinator(coordinator, config.control.call_timeout_s),
+            partial(_load(builder), config),
+            _replica_settings(config),
+            _watch_settings(config),
+        )
+        await _open(self._replica)
+
+    async def check_health(self) -> None:
+        """Called by Serve on the replica's loop; raising three times in a row replaces the replica."""
+        self._replica.check_health()
+
+    async def __del__(self) -> None:
+        """Called once by Serve when the replica stops."""
+        await self._replica.close()
+
+
+class AttentionDeployment:
+    """One attention actor as a Serve replica. Its only request is `generate`."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits a constructor; loading must not hold up its loop
+        self,
+        fields: Mapping[str, Any],
+        builder: str,
+        coordinator: DeploymentHandle[Any],
+        experts: DeploymentHandle[Any],
+    ) -> None:
+        config = _configure(fields)
+        self._experts = experts
+        self._replica = AttentionReplica(
+            _identity(),
+            RemoteCoordinator(coordinator, config.control.call_timeout_s),
+            partial(_load(builder), config),
+            _replica_settings(config),
+            _watch_settings(config),
+        )
+        await _open(self._replica)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        """A Serve stream of the request's events; when the stream is cancelled, the sequence is aborted."""
+        async with aclosing(self._replica.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    async def load_report(self) -> LoadReport:
+        return self._replica.load_report()
+
+    async def check_health(self) -> None:
+        """Called by Serve on the replica's loop; raising three times in a row replaces the replica."""
+        self._replica.check_health()
+
+    async def __del__(self) -> None:
+        """Called once by Serve, after the running requests have ended or run out of time."""
+        await self._replica.close()
+
+
+@serve.ingress()
+class GatewayDeployment:
+    """The HTTP API as a Serve ingress replica."""
+
+    def __init__(
+        self, fields: Mapping[str, Any], coordinator: DeploymentHandle[Any], attention: DeploymentHandle[Any]
+    ) -> None:
+        self._config = _configure(fields)
+        remote = RemoteCoordinator(coordinator, self._config.control.call_timeout_s)
+        self._watcher = Watcher(remote, settings=_watch_settings(self._config))
+        self._engine = RemoteEngine(attention, self._watcher)
+        self._watcher.start()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve after the constructor."""
+        from cluster.api.app import create_app
+
+        return create_app(self._config.api, self._engine)
+
+    async def check_health(self) -> None:
+        """Called by Serve on the replica's loop."""
+        self._watcher.check()
+
+    async def __del__(self) -> None:
+        """Called once by Serve when the replica stops."""
+        await self._watcher.close()
+
+
+def _deployment(cls: Callable[..., object], name: str, options: Mapping[str, Any]) -> serve.Deployment:
+    return serve.deployment(name=name, **options)(cls)
+
+
+async def _open(replica: ExpertReplica | AttentionReplica) -> None:
+    """A replica that fails to open must not keep its rank until the lease runs out."""
+    try:
+        await replica.open()
+    except BaseException:
+        await replica.close()
+        raise
+
+
+def _configure(fields: Mapping[str, Any]) -> ClusterConfig:
+    """The configuration a replica was deployed with, and logging as it says. Replicas write to Ray's worker log."""
+    config = ClusterConfig.model_validate(fields)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in ("cluster", "actors", "routing"):
+        logging.getLogger(package).setLevel(config.log_level.upper())
+    return config
+
+
+def _identity() -> Identity:
+    """The Ray actor's name is unique for the life of its process, and lets the coordinator look for it."""
+    return Identity(member_id=str(ray.get_runtime_context().get_actor_name()), host_id=host_id())
+
+
+async def _is_gone(member_id: str) -> bool:
+    """True only if Ray is sure: a cluster that does not answer is no proof of death."""
+    try:
+        await asyncio.to_thread(ray.get_actor, member_id, SERVE_NAMESPACE)
+    except ValueError:
+        return True
+    return False
+
+
+def _choose_transport(config: ClusterConfig, attention_host_ids: list[str], expert_host_ids: list[str]) -> str:
+    return choose_transport(
+        config.transport,
+        attention_host_ids=attention_host_ids,
+        expert_host_ids=expert_host_ids,
+        has_gpus=config.uses_gpus,
+    )
+
+
+def _replica_settings(config: ClusterConfig) -> ReplicaSettings:
+    return ReplicaSettings(
+        join_timeout_s=config.control.start_timeout_s, drain_timeout_s=config.control.drain_timeout_s
+    )
+
+
+def _watch_settings(config: ClusterConfig) -> WatchSettings:
+    return WatchSettings(poll_s=config.control.poll_s)
+
+
+def _load(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    builder: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return builder

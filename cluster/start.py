@@ -1,0 +1,162 @@
+"""Brings one cluster up on Ray, reports how far it is, and takes it down in order. Used by the command line and tests.
+
+Knows nothing of terminals. The Ray processes it started end with it; an existing Ray cluster is left running.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from cluster.config import ClusterConfig, export_environment
+from cluster.deploy import COORDINATOR, SERVE_NAMESPACE, Builders, MapShape, build_application
+from cluster.errors import StartFailed
+from cluster.membership import ClusterStatus
+from cluster.resources import process_environment
+
+logger = logging.getLogger(__name__)
+
+LOOK_PERIOD_S = 0.5
+CALL_TIMEOUT_S = 5.0
+SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+
+
+class RunningCluster:
+    """A deployed application. `wait_ready` once, `close` at the end."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._is_closed = False
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the API."""
+        host = self._config.gateway.host
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        return f"http://{shown}:{self._config.gateway.port}"
+
+    def wait_ready(self, on_progress: Callable[[ClusterStatus], None], stop: threading.Event) -> bool:
+        """True once a token can be produced over HTTP, False if `stop` was set before.
+
+        Raises StartFailed when a deployment has failed for good or the time is over.
+        """
+        deadline = time.monotonic() + self._config.control.start_timeout_s
+        while not self.is_ready():
+            status = self.status()
+            if status is not None:
+                on_progress(status)
+            self._raise_if_failed()
+            if time.monotonic() > deadline:
+                raise StartFailed(f"not ready within {self._config.control.start_timeout_s:g} s", self._problems())
+            if stop.wait(LOOK_PERIOD_S):
+                return False
+        return True
+
+    def is_ready(self) -> bool:
+        """Whether GET /ready says so."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=CALL_TIMEOUT_S) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return False
+
+    def status(self) -> ClusterStatus | None:
+        """What the coordinator knows, None while it cannot be reached."""
+        try:
+            handle: DeploymentHandle[Any] = serve.get_deployment_handle(COORDINATOR, self._config.ray.app_name)
+            status: ClusterStatus = handle.status.remote().result(timeout_s=CALL_TIMEOUT_S)
+        except (RayError, RayServeException, TimeoutError):
+            return None
+        return status
+
+    def close(self) -> None:
+        """Let running requests end, then stop gateway, attention, experts and coordinator in this order. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        serve.shutdown()
+        self._wait_controller_gone()
+        ray.shutdown()
+
+    def _wait_controller_gone(self) -> None:
+        """`serve.shutdown` gives up after 30 s of its own; the drain may be longer."""
+        deadline = time.monotonic() + self._config.control.drain_timeout_s
+        waiting = threading.Event()
+        while time.monotonic() < deadline:
+            try:
+                ray.get_actor(SERVE_CONTROLLER, SERVE_NAMESPACE)
+            except ValueError:
+                return
+            waiting.wait(LOOK_PERIOD_S)
+
+    def _raise_if_failed(self) -> None:
+        application = serve.status().applications.get(self._config.ray.app_name)
+        if application is not None and application.status in FAILED:
+            raise StartFailed("the cluster did not start", self._problems())
+
+    def _problems(self) -> list[str]:
+        application = serve.status().applications.get(self._config.ray.app_name)
+        if application is None:
+            return ["Serve does not know the application"]
+        return [
+            f"{name}: {deployment.status.value}: {deployment.message}".rstrip(": ")
+            for name, deployment in application.deployments.items()
+            if deployment.status.value != "HEALTHY"
+        ]
+
+
+def start_cluster(config: ClusterConfig, shape: MapShape, builders: Builders | None = None) -> RunningCluster:
+    """Start or join Ray, start Serve and deploy. Returns before the actors have loaded. Raises StartFailed."""
+    export_environment(process_environment(config))
+    cluster = RunningCluster(config)
+    try:
+        _start_ray(config)
+        _start_serve(config)
+        target = serve.RunTarget(build_application(config, shape, builders), name=config.ray.app_name)
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except (RayError, RayServeException, RuntimeError, ConnectionError, TimeoutError) as error:
+        cluster.close()
+        raise StartFailed("Ray did not start", [f"{type(error).__name__}: {error}"]) from error
+    return cluster
+
+
+def _start_ray(config: ClusterConfig) -> None:
+    settings: dict[str, Any] = {"namespace": config.ray.namespace, "log_to_driver": False, "logging_level": "error"}
+    if config.ray.address is not None:
+        ray.init(address=config.ray.address, **settings)
+        return
+    ray.init(
+        address="local",
+        num_cpus=config.ray.num_cpus,
+        object_store_memory=config.ray.object_store_bytes,
+        include_dashboard=False,
+        **settings,
+    )
+
+
+def _start_serve(config: ClusterConfig) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(
+        proxy_location=ProxyLocation.EveryNode,
+        http_options={
+            "host": config.gateway.host,
+            "port": config.gateway.port,
+            # The API has deadlines of its own; Serve's would cut a stream without a word.
+            "request_timeout_s": None,
+        },
+        logging_config=LoggingConfig(log_level=config.log_level.upper(), enable_access_log=False),
+    )

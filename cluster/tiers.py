@@ -1,0 +1,63 @@
+"""Builds the actor of one replica: opens the port the view asks for and loads the plain actor onto it.
+
+Imported only in a replica that holds an actor, because this is where torch and the weights come in.
+"""
+
+from __future__ import annotations
+
+import ray.util
+
+from actors.attention.actor import AttentionActor
+from actors.attention.engine import compute_dtype
+from actors.expert.actor import ExpertActor
+from actors.weights.check import read_model_config
+from cluster.attention_replica import BuiltAttention
+from cluster.config import ClusterConfig
+from cluster.expert_replica import BuiltExpert
+from routing.experts import ExpertMap
+from routing.transport.contract import FrameLimits
+from routing.transport.select import TransportOptions, open_attention_port, open_expert_port
+
+
+def build_expert(config: ClusterConfig, ep_rank: int, expert_map: ExpertMap, transport: str) -> BuiltExpert:
+    """Slow: loads one rank's shard. Raises CheckpointError, TransportError; the port is closed on failure."""
+    options = _transport_options(config, config.experts.device)
+    port = open_expert_port(transport, ep_rank=ep_rank, limits=frame_limits(config), options=options)
+    try:
+        actor = ExpertActor(config.expert_engine, config.checkpoint, expert_map, ep_rank, port)
+    except BaseException:
+        port.close()
+        raise
+    return BuiltExpert(actor, port.endpoint)
+
+
+def build_attention(config: ClusterConfig, expert_map: ExpertMap, transport: str) -> BuiltAttention:
+    """Slow: loads the attention tier's weights. Raises CheckpointError, ValueError for a KV cache that is too small,
+    TransportError; the port is closed on failure."""
+    options = _transport_options(config, config.attention.device)
+    limits = frame_limits(config)
+    port = open_attention_port(transport, ep_size=expert_map.ep_size, limits=limits, options=options)
+    try:
+        actor = AttentionActor(config.attention_engine, config.checkpoint, expert_map, port)
+    except BaseException:
+        port.close()
+        raise
+    return BuiltAttention(actor, port.endpoint)
+
+
+def frame_limits(config: ClusterConfig) -> FrameLimits:
+    """The sizes both tiers must agree on; both compute them from the same configuration and checkpoint."""
+    model, engine = read_model_config(config.checkpoint), config.attention_engine
+    return FrameLimits(
+        hidden_size=model.hidden_size,
+        top_k=model.top_k,
+        dtype=compute_dtype(engine),
+        max_rows=engine.max_step_tokens,
+        max_in_flight=engine.num_microbatches,
+    )
+
+
+def _transport_options(config: ClusterConfig, device: str) -> TransportOptions:
+    return TransportOptions(
+        host=ray.util.get_node_ip_address(), timeout_s=config.attention.engine.exchange_timeout_s, device=device
+    )

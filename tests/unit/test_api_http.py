@@ -1,0 +1,590 @@
+"""The OpenAI routes in one process, with a scripted engine: exact bytes out, and nothing wrong gets in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.errors import EngineOverloaded, ExpertsUnavailable, RequestRejected
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
+from cluster.api.engine import Readiness
+from cluster.api.scripted import ScriptedEngine, Step
+from cluster.api.served_model import ServedModel, load_served_model
+from tests.fakes.api import CONTEXT_TOKENS, MODEL_NAME, VOCAB_SIZE, api_client, sse_payloads, tell, write_model_folder
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ServedModel:
+    return load_served_model(folder)
+
+
+@pytest.fixture
+def says(model: ServedModel) -> Callable[..., ScriptedEngine]:
+    """An engine that answers every request with the same text."""
+
+    def engine(text: str, finish_reason: FinishReason = FinishReason.STOP, **options: Any) -> ScriptedEngine:
+        events = tell(model.tokenizer.encode(text), finish_reason, **options)
+        return ScriptedEngine(lambda request: events)
+
+    return engine
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL_NAME, "messages": HI, **fields}
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": MODEL_NAME, "prompt": "Hi", **fields}
+
+
+def without_identity(text: str) -> str:
+    """The text with ids and times replaced, which differ each time."""
+    text = re.sub(r'"id":"(chatcmpl|cmpl)-[0-9a-f]{32}"', r'"id":"\1-ID"', text)
+    return re.sub(r'"created":\d{10}', '"created":0', text)
+
+
+async def test_chat_stream_bytes(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """A stream is role, reasoning, content, finish, usage, end: byte for byte."""
+    body = chat(stream=True, stream_options={"include_usage": True})
+    async with api_client(folder, says("a</think>\nb é", tokens_per_event=100)) as client:
+        answer = await client.post(CHAT, json=body)
+    head = f'data: {{"id":"chatcmpl-ID","object":"chat.completion.chunk","created":0,"model":"{MODEL_NAME}",'
+    tail = '"logprobs":null,"finish_reason":'
+    prompt_tokens, completion_tokens = 29, 0
+    usage = re.search(r'"prompt_tokens":(\d+),"completion_tokens":(\d+)', answer.text)
+    assert usage is not None
+    prompt_tokens, completion_tokens = map(int, usage.groups())
+    assert without_identity(answer.text) == (
+        f'{head}"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},{tail}null}}],"usage":null}}\n\n'
+        f'{head}"choices":[{{"index":0,"delta":{{"reasoning_content":"a","reasoning":"a","content":"b é"}},'
+        f'{tail}null}}],"usage":null}}\n\n'
+        f'{head}"choices":[{{"index":0,"delta":{{}},{tail}"stop"}}],"usage":null}}\n\n'
+        f'{head}"choices":[],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens},'
+        f'"total_tokens":{prompt_tokens + completion_tokens},"prompt_tokens_details":{{"cached_tokens":2}},'
+        f'"completion_tokens_details":{{"reasoning_tokens":2}}}}}}\n\n'
+        "data: [DONE]\n\n"
+    )
+
+
+async def test_stream_headers(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Nothing between server and client may buffer, cache or guess the type; our id comes with the answer."""
+    async with api_client(folder, says("x")) as client:
+        answer = await client.post(CHAT, json=chat(stream=True))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
+    assert "content-length" not in answer.headers
+
+
+async def test_completion_stream_bytes(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Plain completions stream text chunks, the last one with the finish reason, without usage unless asked."""
+    async with api_client(folder, says("ok", FinishReason.LENGTH, tokens_per_event=100)) as client:
+        answer = await client.post(COMPLETIONS, json=completion(stream=True))
+    assert without_identity(answer.text) == (
+        f'data: {{"id":"cmpl-ID","object":"text_completion","created":0,"model":"{MODEL_NAME}",'
+        '"choices":[{"index":0,"text":"ok","logprobs":null,"finish_reason":"length"}]}\n\n'
+        "data: [DONE]\n\n"
+    )
+
+
+async def test_streamed_text_equals_the_whole_answer(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """The deltas of a stream join to the message of the same request without streaming."""
+    engine = says("let me see…\n</think>\nnaïve 🙂 answer", tokens_per_event=2)
+    async with api_client(folder, engine) as client:
+        whole = (await client.post(CHAT, json=chat())).json()
+        chunks = sse_payloads((await client.post(CHAT, json=chat(stream=True))).text)
+    message = whole["choices"][0]["message"]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
+    assert "".join(delta.get("content", "") for delta in deltas) == message["content"] == "naïve 🙂 answer"
+    assert "".join(d.get("reasoning_content", "") for d in deltas) == message["reasoning_content"] == "let me see…"
+    assert message["reasoning"] == message["reasoning_content"]
+    assert whole["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_reasoning_can_be_left_out(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """include_reasoning false hides it; emit_reasoning_alias false sends one name only."""
+    async with api_client(folder, says("a</think>b"), emit_reasoning_alias=False) as client:
+        shown = (await client.post(CHAT, json=chat())).json()["choices"][0]["message"]
+        hidden = (await client.post(CHAT, json=chat(include_reasoning=False))).json()["choices"][0]["message"]
+    assert shown == {"role": "assistant", "content": "b", "refusal": None, "reasoning_content": "a"}
+    assert hidden == {"role": "assistant", "content": "b", "refusal": None}
+
+
+async def test_each_choice_is_its_own_sequence(folder: Path, model: ServedModel) -> None:
+    """n choices get distinct ids and seeds, arrive under their own index, and the prompt counts once."""
+
+    def script(request: GenerateRequest) -> list[TokenEvent]:
+        return tell(model.tokenizer.encode(f"choice {request.request_id[-1]}</think>x"))
+
+    engine = ScriptedEngine(script)
+    async with api_client(folder, engine) as client:
+        whole = (await client.post(CHAT, json=chat(n=3, seed=5))).json()
+        streamed = sse_payloads((await client.post(CHAT, json=chat(n=3, stream=True))).text)
+    assert [choice["message"]["reasoning_content"] for choice in whole["choices"]] == [
+        "choice 0",
+        "choice 1",
+        "choice 2",
+    ]
+    assert [request.sampling.seed for request in engine.requests[:3]] == [5, 6, 7]
+    assert len({request.request_id for request in engine.requests}) == 6
+    assert whole["usage"]["prompt_tokens"] == len(engine.requests[0].prompt_token_ids)
+    finished = [c["choices"][0]["index"] for c in streamed[:-1] if c["choices"][0]["finish_reason"]]
+    assert sorted(finished) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("prompt", "num_prompts"), [("Hi", 1), (["Hi", "Ho"], 2), ([5, 6, 7], 1), ([[5, 6], [7]], 2)])
+async def test_every_form_of_prompt(
+    prompt: Any, num_prompts: int, folder: Path, model: ServedModel, says: Callable[..., ScriptedEngine]
+) -> None:
+    """Text gets one BOS, ids are taken as they are, lists make one choice per prompt in order."""
+    engine = says("x")
+    async with api_client(folder, engine) as client:
+        answer = (await client.post(COMPLETIONS, json=completion(prompt=prompt))).json()
+    assert [choice["index"] for choice in answer["choices"]] == list(range(num_prompts))
+    asked = [list(request.prompt_token_ids) for request in engine.requests]
+    if prompt == "Hi":
+        assert asked == [[model.bos_id, *model.tokenizer.encode("Hi")]]
+    if prompt == [[5, 6], [7]]:
+        assert asked == [[5, 6], [7]]
+
+
+async def test_bos_is_not_doubled(folder: Path, model: ServedModel, says: Callable[..., ScriptedEngine]) -> None:
+    """A prompt that brings its own BOS gets no second one."""
+    engine = says("x")
+    async with api_client(folder, engine) as client:
+        await client.post(COMPLETIONS, json=completion(prompt="<｜begin▁of▁sentence｜>Hi"))
+    assert engine.requests[0].prompt_token_ids.count(model.bos_id) == 1
+
+
+async def test_sampling_reaches_the_engine(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Every field arrives under the engine's name; what is absent keeps the engine's default."""
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "frequency_penalty": 0.25,
+        "presence_penalty": -0.25,
+        "repetition_penalty": 1.1,
+        "seed": 3,
+        "min_tokens": 2,
+        "ignore_eos": True,
+    }
+    engine = says("x")
+    async with api_client(folder, engine) as client:
+        body = chat(**given, max_completion_tokens=9, logit_bias={"5": -1}, stop_token_ids=[8], user="u", metadata={})
+        assert (await client.post(CHAT, json=body)).status_code == 200
+        assert (await client.post(CHAT, json=chat(top_k=-1, temperature=None))).status_code == 200
+    spec, default = (request.sampling for request in engine.requests)
+    assert {name: getattr(spec, name) for name in given} == given
+    assert (spec.max_tokens, spec.logit_bias, spec.stop_token_ids) == (9, ((5, -1.0),), (8,))
+    assert (default.top_k, default.temperature, default.logprobs) == (0, 1.0, None)
+    assert default.max_tokens == CONTEXT_TOKENS - len(engine.requests[1].prompt_token_ids)
+
+
+async def test_chat_logprobs_format(folder: Path, says: Callable[..., ScriptedEngine], model: ServedModel) -> None:
+    """Content tokens carry token, bytes, logprob and alternatives; reasoning tokens carry none."""
+    async with api_client(folder, says("a</think>b", FinishReason.LENGTH, logprobs=True)) as client:
+        answer = (await client.post(CHAT, json=chat(logprobs=True, top_logprobs=2))).json()
+    alternative = {
+        "token": model.tokenizer.token_text(7),
+        "logprob": -1.5,
+        "bytes": list(model.tokenizer.token_bytes(7)),
+    }
+    chosen = {"token": "b", "logprob": -0.5, "bytes": [98]}
+    assert answer["choices"][0]["logprobs"]["content"] == [{**chosen, "top_logprobs": [chosen, alternative]}]
+
+
+async def test_completion_logprobs_format(
+    folder: Path, says: Callable[..., ScriptedEngine], model: ServedModel
+) -> None:
+    """Parallel lists of tokens, logprobs, alternatives and offsets into the text."""
+    async with api_client(folder, says("a b", FinishReason.LENGTH, logprobs=True)) as client:
+        answer = (await client.post(COMPLETIONS, json=completion(logprobs=2))).json()
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["a", " b"]
+    assert logprobs["token_logprobs"] == [-0.5, -0.5]
+    assert logprobs["text_offset"] == [0, 1]
+    assert logprobs["top_logprobs"][0] == {"a": -0.5, model.tokenizer.token_text(7): -1.5}
+
+
+async def test_stop_string_aborts_the_sequence(folder: Path, model: ServedModel) -> None:
+    """When a stop string is found the engine's sequence is closed, not left to run on."""
+    never = asyncio.Event()
+    script: list[Step] = [*tell(model.tokenizer.encode("one two three"))[:-1], never]
+    engine = ScriptedEngine(lambda request: script)
+    async with api_client(folder, engine) as client:
+        answer = (await client.post(COMPLETIONS, json=completion(stop=["two"]))).json()
+    assert answer["choices"][0]["text"] == "one "
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert engine.aborted == [engine.requests[0].request_id]
+
+
+async def test_silence_is_bridged_by_comments(folder: Path, model: ServedModel) -> None:
+    """A stream that waits for its first token is kept alive with comments, then goes on as usual."""
+    release = asyncio.Event()
+    engine = ScriptedEngine(lambda request: [release, *tell(model.tokenizer.encode("x"))])
+    async with api_client(folder, engine, limits={"keep_alive_s": 0.01}) as client:
+        asked = asyncio.create_task(client.post(COMPLETIONS, json=completion(stream=True)))
+        while not engine.requests:
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.1, release.set)
+        text = (await asked).text
+    assert text.startswith(": keep-alive\n\n")
+    assert text.endswith("data: [DONE]\n\n")
+    assert sse_payloads(text)[0]["choices"][0]["text"] == "x"
+
+
+BAD_FIELDS: list[tuple[dict[str, Any], str | None]] = [
+    ({"temperature": "0.5"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_k": 1.5}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"frequency_penalty": 3}, "frequency_penalty"),
+    ({"presence_penalty": -3}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 10**9}, "max_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"max_tokens": CONTEXT_TOKENS}, "max_tokens"),
+    ({"min_tokens": 10**6}, "min_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"n": 10**9}, "n"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": "x" * 257}, "stop"),
+    ({"stop": 5}, "stop"),
+    ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+    ({"logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream": False, "stream_options": {"include_usage": True}}, "stream_options"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"echo": True}, "echo"),
+    ({"best_of": 2}, "best_of"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs"),
+    ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
+    ({"model": 5}, "model"),
+    ({"model": None}, "model"),
+]
+
+BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": "Hi"}, "messages"),
+    ({"messages": None}, "messages"),
+    ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ({"messages": [*HI, {"role": "user", "content": [{"type": "image_url"}]}]}, "messages[1].content"),
+    ({"messages": [{"role": "user", "content": "word " * 400}]}, None),
+    ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, "messages"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}]},
+        "messages",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '"\\ud800"'}}]}]},
+        "messages",
+    ),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+]
+
+BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": {"a": 1}}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": [1.0]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": [VOCAB_SIZE - 1]}, "prompt"),
+    ({"prompt": [VOCAB_SIZE]}, "prompt"),
+    ({"prompt": [2**40]}, "prompt"),
+    ({"prompt": [5] * CONTEXT_TOKENS}, None),
+    ({"prompt": "word " * 400}, None),
+    ({"prompt": "x" * 1_000_000}, "prompt"),
+    ({"prompt": ["x"] * 33}, "prompt"),
+    ({"prompt": ["x"] * 300}, "prompt"),
+    ({"prompt": ["x"] * 5, "n": 8}, "prompt"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"suffix": "x"}, "suffix"),
+]
+
+BAD_INPUTS = [
+    *[(CHAT, chat(**fields), param) for fields, param in BAD_FIELDS + BAD_CHATS],
+    *[(COMPLETIONS, completion(**fields), param) for fields, param in BAD_FIELDS + BAD_COMPLETIONS],
+]
+
+
+async def test_bad_input_never_reaches_the_engine(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Every wrong field is a 400 in OpenAI's form that names it, and the engine is not called."""
+    engine = says("x")
+    wrong = []
+    async with api_client(folder, engine) as client:
+        for path, body, param in BAD_INPUTS:
+            for stream in (False, True):
+                answer = await client.post(path, json={"stream": stream, **body})
+                error = answer.json().get("error", {})
+                seen = (answer.status_code, error.get("type"), error.get("param"), set(error))
+                if seen != (400, "invalid_request_error", param, {"message", "type", "param", "code"}):
+                    wrong.append((path, str(body)[:150], answer.status_code, answer.text[:300]))
+    assert wrong == []
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"model":"\\ud800"}',
+        b'{"model":"' + MODEL_NAME.encode() + b'"}',
+    ],
+)
+async def test_bodies_that_are_no_request(
+    raw: bytes, path: str, folder: Path, says: Callable[..., ScriptedEngine]
+) -> None:
+    """Broken JSON, other JSON and absent fields are a 400, never a 422 or 500."""
+    engine = says("x")
+    async with api_client(folder, engine) as client:
+        answer = await client.post(path, content=raw)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "frequency_penalty", "repetition_penalty"])
+async def test_numbers_that_are_none(
+    number: str, field: str, folder: Path, says: Callable[..., ScriptedEngine]
+) -> None:
+    """NaN and infinities, which Python's JSON would let through, are a 400 for that field."""
+    engine = says("x")
+    raw = f'{{"model":"{MODEL_NAME}","prompt":"x","{field}":{number}}}'
+    async with api_client(folder, engine) as client:
+        answer = await client.post(COMPLETIONS, content=raw)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert engine.requests == []
+
+
+async def test_too_long_names_the_numbers(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """The context error has OpenAI's code and says how long the prompt is."""
+    async with api_client(folder, says("x")) as client:
+        answer = await client.post(COMPLETIONS, json=completion(prompt=[5] * 300))
+    error = answer.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "300" in error["message"]
+    assert str(CONTEXT_TOKENS) in error["message"]
+
+
+async def test_the_context_can_be_filled_exactly(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Prompt and completion may add up to the context, and not one token more."""
+    engine = says("x")
+    async with api_client(folder, engine, max_context_tokens=20) as client:
+        full = await client.post(COMPLETIONS, json=completion(prompt=[5] * 12, max_tokens=8))
+        over = await client.post(COMPLETIONS, json=completion(prompt=[5] * 12, max_tokens=9))
+    assert (full.status_code, over.status_code) == (200, 400)
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_unknown_model(path: str, folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """A model that is not served is a 404 with OpenAI's code; its name is not echoed."""
+    engine = says("x")
+    async with api_client(folder, engine) as client:
+        answer = await client.post(path, json={"model": "gpt-<b>", "messages": HI, "prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert "gpt" not in answer.text
+    assert engine.requests == []
+
+
+async def test_models(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """The list holds the one model, its card can be had alone, others are a 404."""
+    async with api_client(folder, says("x")) as client:
+        cards = (await client.get("/v1/models")).json()
+        card = (await client.get(f"/v1/models/{MODEL_NAME}")).json()
+        missing = await client.get("/v1/models/other/name")
+    assert cards == {"object": "list", "data": [card]}
+    assert (card["id"], card["object"], card["max_model_len"]) == (MODEL_NAME, "model", CONTEXT_TOKENS)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_operator_routes(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Health follows the process, readiness the engine; not ready is a 503 with reason and Retry-After."""
+    engine = says("x")
+    async with api_client(folder, engine, version="1.2.3", limits={"retry_after_s": 7}) as client:
+        assert (await client.get("/ready")).status_code == 200
+        engine.readiness = Readiness(ready=False, reason="3 of 8 expert ranks are ready.")
+        waiting = await client.get("/ready")
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/version")).json() == {"version": "1.2.3"}
+    assert (waiting.status_code, waiting.headers["retry-after"]) == (503, "7")
+    assert waiting.json()["error"]["message"] == "3 of 8 expert ranks are ready."
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "unknown_url"),
+        ("GET", "/docs", 404, "unknown_url"),
+        ("GET", "/openapi.json", 404, "unknown_url"),
+        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/chat/completions/", 404, "unknown_url"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+    ],
+)
+async def test_unknown_routes(
+    method: str, path: str, status: int, code: str, folder: Path, says: Callable[..., ScriptedEngine]
+) -> None:
+    """Addresses and methods that do not exist answer in OpenAI's form too."""
+    async with api_client(folder, says("x")) as client:
+        answer = await client.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+ENGINE_FAILURES: list[tuple[Step, int, bool]] = [
+    (RequestRejected("engine's words"), 400, False),
+    (EngineOverloaded("engine's words"), 429, True),
+    (ExpertsUnavailable("engine's words"), 503, True),
+    (RuntimeError("engine's words"), 500, False),
+    (TokenEvent("", finish_reason=FinishReason.ABORT), 504, False),
+    (
+        TokenEvent("", finish_reason=FinishReason.ERROR, error=RequestError(ErrorKind.UNAVAILABLE, "Try again.")),
+        503,
+        True,
+    ),
+    (TokenEvent("", finish_reason=FinishReason.ERROR, error=RequestError(ErrorKind.REJECTED, "No.")), 400, False),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("failure", "status", "can_retry"), ENGINE_FAILURES)
+async def test_failures_before_the_first_token(
+    failure: Step, status: int, can_retry: bool, stream: bool, folder: Path
+) -> None:
+    """A failure before anything was sent gets its status, streaming or not; exception text is never shown."""
+    engine = ScriptedEngine(lambda request: [failure])
+    async with api_client(folder, engine) as client:
+        answer = await client.post(CHAT, json=chat(stream=stream))
+    assert answer.status_code == status
+    assert ("retry-after" in answer.headers) == can_retry
+    assert "engine's words" not in answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(("failure", "status", "can_retry"), ENGINE_FAILURES)
+async def test_failures_within_a_stream(
+    failure: Step, status: int, can_retry: bool, folder: Path, model: ServedModel
+) -> None:
+    """After the first byte a failure is the stream's last event: no finish reason, no closing mark."""
+    script = [*tell(model.tokenizer.encode("a b"))[:1], failure]
+    engine = ScriptedEngine(lambda request: script)
+    async with api_client(folder, engine) as client:
+        answer = await client.post(COMPLETIONS, json=completion(stream=True))
+        whole = await client.post(COMPLETIONS, json=completion())
+    first, last = sse_payloads(answer.text)
+    assert first["choices"][0]["text"] == "a"
+    assert set(last) == {"error"}
+    assert "engine's words" not in answer.text
+    assert whole.status_code == status
+
+
+async def test_an_engine_that_just_ends_is_a_failure(folder: Path, model: ServedModel) -> None:
+    """A stream of events without a finish reason, as a lost actor leaves it, is a 503 and not an answer."""
+    engine = ScriptedEngine(lambda request: tell(model.tokenizer.encode("a b"))[:1])
+    async with api_client(folder, engine) as client:
+        answer = await client.post(CHAT, json=chat())
+    assert answer.status_code == 503
+
+
+async def test_one_failed_choice_fails_the_request(folder: Path, model: ServedModel) -> None:
+    """When one of n sequences fails the others are aborted and the request gets the failure."""
+    never = asyncio.Event()
+
+    def script(request: GenerateRequest) -> list[Step]:
+        return [ExpertsUnavailable()] if request.request_id.endswith("-1") else [never]
+
+    engine = ScriptedEngine(script)
+    async with api_client(folder, engine) as client:
+        answer = await client.post(CHAT, json=chat(n=3))
+    assert answer.status_code == 503
+    assert [request_id[-2:] for request_id in sorted(engine.aborted)] == ["-0", "-2"]
+
+
+async def test_a_silent_engine_meets_the_deadline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that never says anything costs the client its deadline, not forever, and is aborted."""
+    monkeypatch.setattr("cluster.api.generation.DEADLINE_GRACE_S", 0.0)
+    never = asyncio.Event()
+    engine = ScriptedEngine(lambda request: [never])
+    async with api_client(folder, engine, limits={"request_timeout_s": 0.05}) as client:
+        whole = await client.post(CHAT, json=chat())
+        streamed = await client.post(CHAT, json=chat(stream=True))
+    assert (whole.status_code, streamed.status_code) == (504, 504)
+    assert len(engine.aborted) == 2
+
+
+async def test_non_ascii_is_sent_as_utf8(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """Characters spread over tokens arrive whole in every chunk of a stream."""
+    async with api_client(folder, says("日本 🙂")) as client:
+        answer = await client.post(COMPLETIONS, json=completion(stream=True))
+    texts = [chunk["choices"][0]["text"] for chunk in sse_payloads(answer.content.decode())[:-1]]
+    assert "".join(texts) == "日本 🙂"
+    assert all("\ufffd" not in text for text in texts)
+
+
+async def test_a_model_without_template_has_no_chat(tmp_path: Path, says: Callable[..., ScriptedEngine]) -> None:
+    """A base checkpoint serves completions; chat says clearly that it cannot."""
+    write_model_folder(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    async with api_client(tmp_path, says("x")) as client:
+        assert (await client.post(CHAT, json=chat())).status_code == 400
+        assert (await client.post(COMPLETIONS, json=completion())).status_code == 200
