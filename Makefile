@@ -10,10 +10,11 @@ STAMP  := .venv/.installed
 DEMO   := .cache/demo-checkpoint
 NANO   := ops/nano/checkpoint
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+BUILD_TOOLS := cmake ninja nanobind scikit-build-core
 NATIVE := CMakeLists.txt $(shell find routing actors -name CMakeLists.txt -o -name '*.cpp' -o -name '*.h')
 INSTALL_ALL  = echo "== environment: installing into .venv (minutes the first time)" && \
-               $(PIP) --upgrade pip && $(PIP) -e ".[test,check]"
-BUILD_NATIVE = echo "== environment: building the native code" && $(PIP) --no-deps -e .
+               $(PIP) --upgrade pip $(BUILD_TOOLS) && $(PIP) --no-build-isolation -e ".[test,check]"
+BUILD_NATIVE = echo "== environment: building the native code" && $(PIP) --no-build-isolation --no-deps -e .
 CXX_FILES = $(filter %.cpp %.h %.hpp,$(NATIVE))
 
 # A test that did not run proves nothing: in CI a skip fails the run.
@@ -79,8 +80,9 @@ unit: $(STAMP)
 	@echo "== unit tests: the other tiers run with make test"
 	@$(PYTEST) -q tests/unit
 
-# The package is installed in place: an edit of Python takes effect at once, an edit of C++ at the next make, which then
-# builds nothing else. The pip that comes with Python 3.11 takes twice as long as a current one, so that comes first.
+# The package is installed in place: an edit of Python takes effect at once, an edit of C++ at the next make. The build tools
+# live in .venv too: an isolated build would have them in a new place each time and compile everything again.
+# The pip that comes with Python 3.11 takes twice as long as a current one, so that comes first.
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(if $(filter pyproject.toml constraints.txt,$?),$(INSTALL_ALL),$(BUILD_NATIVE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -87,7 +87,7 @@ class RemoteEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Closing it cancels the Serve stream, which closes the replica's generator, which aborts the sequence."""
         deadline = asyncio.get_running_loop().time() + request.deadline_s + DEADLINE_SLACK_S
-        responses: DeploymentResponseGenerator[TokenEvent] = self._stream.generate.remote(request)
+        responses = cast("DeploymentResponseGenerator[TokenEvent]", self._stream.generate.remote(request))
         try:
             is_finished = False
             while not is_finished:
@@ -104,7 +104,7 @@ class RemoteEngine:
             logger.warning("the stream of %s broke: %s", request.request_id, type(error).__name__)
             yield _failed(request, ErrorKind.UNAVAILABLE, "the server that ran this request is gone; send it again")
         finally:
-            responses.cancel()  # type: ignore[no-untyped-call]  # Ray's own method has no annotations
+            responses.cancel()
 
     async def ready(self) -> Readiness:
         return readiness(self._watcher.view)

@@ -79,7 +79,8 @@ class RunningCluster:
         try:
             handle: DeploymentHandle[Any] = serve.get_deployment_handle(COORDINATOR, self._config.ray.app_name)
             status: ClusterStatus = handle.status.remote().result(timeout_s=CALL_TIMEOUT_S)
-        except (RayError, RayServeException, TimeoutError):
+        except (RayError, RayServeException, TimeoutError, KeyError):
+            # KeyError: Serve has not registered the deployment yet.
             return None
         return status
 

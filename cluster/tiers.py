@@ -8,8 +8,8 @@ from __future__ import annotations
 import ray.util
 
 from actors.attention.actor import AttentionActor
-from actors.attention.engine import compute_dtype
 from actors.expert.actor import ExpertActor
+from actors.frame_limits import frame_limits
 from actors.weights.check import read_model_config
 from cluster.attention_replica import BuiltAttention
 from cluster.config import ClusterConfig
@@ -22,7 +22,7 @@ from routing.transport.select import TransportOptions, open_attention_port, open
 def build_expert(config: ClusterConfig, ep_rank: int, expert_map: ExpertMap, transport: str) -> BuiltExpert:
     """Slow: loads one rank's shard. Raises CheckpointError, TransportError; the port is closed on failure."""
     options = _transport_options(config, config.experts.device)
-    port = open_expert_port(transport, ep_rank=ep_rank, limits=frame_limits(config), options=options)
+    port = open_expert_port(transport, ep_rank=ep_rank, limits=_limits(config), options=options)
     try:
         actor = ExpertActor(config.expert_engine, config.checkpoint, expert_map, ep_rank, port)
     except BaseException:
@@ -35,7 +35,7 @@ def build_attention(config: ClusterConfig, expert_map: ExpertMap, transport: str
     """Slow: loads the attention tier's weights. Raises CheckpointError, ValueError for a KV cache that is too small,
     TransportError; the port is closed on failure."""
     options = _transport_options(config, config.attention.device)
-    limits = frame_limits(config)
+    limits = _limits(config)
     port = open_attention_port(transport, ep_size=expert_map.ep_size, limits=limits, options=options)
     try:
         actor = AttentionActor(config.attention_engine, config.checkpoint, expert_map, port)
@@ -45,16 +45,9 @@ def build_attention(config: ClusterConfig, expert_map: ExpertMap, transport: str
     return BuiltAttention(actor, port.endpoint)
 
 
-def frame_limits(config: ClusterConfig) -> FrameLimits:
-    """The sizes both tiers must agree on; both compute them from the same configuration and checkpoint."""
-    model, engine = read_model_config(config.checkpoint), config.attention_engine
-    return FrameLimits(
-        hidden_size=model.hidden_size,
-        top_k=model.top_k,
-        dtype=compute_dtype(engine),
-        max_rows=engine.max_step_tokens,
-        max_in_flight=engine.num_microbatches,
-    )
+def _limits(config: ClusterConfig) -> FrameLimits:
+    """Both tiers compute them from the same configuration and checkpoint."""
+    return frame_limits(config.attention_engine, read_model_config(config.checkpoint))
 
 
 def _transport_options(config: ClusterConfig, device: str) -> TransportOptions:

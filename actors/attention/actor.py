@@ -58,7 +58,7 @@ class AttentionActor:
         self._is_draining = False
         self._is_warm = False
         self._progress_at = time.monotonic()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     def start(self) -> None:
         """Start the engine thread. Call once."""
@@ -146,11 +146,10 @@ class AttentionActor:
             while not self._is_closing.is_set():
                 self._serve_once()
                 self._progress_at = time.monotonic()
-        except BaseException as failure:
+        except Exception as failure:  # `check_health` reports it; the thread has nobody to raise to
             self._failure = failure
             logger.exception("the engine thread died")
             self._fail_streams(ENGINE_DIED)
-            raise
 
     def _serve_once(self) -> None:
         """Take what has arrived, then make one step, or wait for the experts."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from cluster.api.auth import AuthMiddleware, KeyFile
 from cluster.api.engine import Engine
-from cluster.api.errors import install_error_handlers
+from cluster.api.errors import LastResortMiddleware, install_error_handlers
 from cluster.api.limits import BodyLimitMiddleware, ConcurrencyMiddleware, RequestIdMiddleware
 from cluster.api.openai import OpenAiRoutes
 from cluster.api.served_model import load_served_model
@@ -57,7 +57,7 @@ def _add_operator_routes(app: FastAPI, settings: ApiSettings, engine: Engine) ->
 
 
 def _add_middlewares(app: FastAPI, settings: ApiSettings) -> None:
-    """The last added is the outermost: id, then key, then place, then body."""
+    """The last added is the outermost: id, what nothing else handles, key, place, body."""
     limits = settings.limits
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=limits.max_body_bytes)
     app.add_middleware(
@@ -67,4 +67,5 @@ def _add_middlewares(app: FastAPI, settings: ApiSettings) -> None:
     )
     if settings.api_keys_file is not None:
         app.add_middleware(AuthMiddleware, keys=KeyFile(settings.api_keys_file))
+    app.add_middleware(LastResortMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -11,6 +11,8 @@ from cluster.api.choice import Delta, ScoredToken
 from cluster.api.generation import Usage
 from cluster.api.text import Tokenizer
 
+IMPOSSIBLE_LOGPROB = -9999.0
+
 
 @dataclass(frozen=True)
 class AnswerHead:
@@ -105,7 +107,7 @@ class ChatBodies:
 
     def _alternative(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = self._tokenizer.token_bytes(token_id)
-        return {"token": self._tokenizer.token_text(token_id), "logprob": logprob, "bytes": list(raw)}
+        return {"token": self._tokenizer.token_text(token_id), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
 class CompletionBodies:
@@ -137,14 +139,19 @@ class CompletionBodies:
         name = self._tokenizer.token_text
         return {
             "tokens": [name(token.score.token_id) for token in scored],
-            "token_logprobs": [token.score.logprob for token in scored],
+            "token_logprobs": [_finite(token.score.logprob) for token in scored],
             "top_logprobs": [
-                {name(token_id): logprob for token_id, logprob in token.score.top}
-                | {name(token.score.token_id): token.score.logprob}
+                {name(token_id): _finite(logprob) for token_id, logprob in token.score.top}
+                | {name(token.score.token_id): _finite(token.score.logprob)}
                 for token in scored
             ],
             "text_offset": [token.offset for token in scored],
         }
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes the logprob of the impossible as -9999."""
+    return logprob if logprob > IMPOSSIBLE_LOGPROB else IMPOSSIBLE_LOGPROB
 
 
 def _choice(

@@ -9,8 +9,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind
@@ -48,6 +49,7 @@ _INVALID = Answer(400, "invalid_request_error", "invalid_request", "The request 
 _BUSY = Answer(429, "rate_limit_error", "overloaded", "Too many requests are waiting; try again soon.", True)
 _UNAVAILABLE = Answer(503, "server_error", "unavailable", "The model is not available now; try again soon.", True)
 _LATE = Answer(504, "server_error", "deadline_exceeded", "The request did not finish before its deadline.")
+_GONE = Answer(499, "invalid_request_error", "client_gone", "The client closed the connection.")
 _BUG = Answer(500, "server_error", "internal_error", "The server failed while answering this request.")
 
 ANSWERS: Mapping[type[Exception] | ErrorKind, Answer] = {
@@ -58,7 +60,8 @@ ANSWERS: Mapping[type[Exception] | ErrorKind, Answer] = {
     BodyTooSlow: Answer(408, "invalid_request_error", "request_timeout", "The body did not arrive in time."),
     BodyTooLarge: Answer(413, "invalid_request_error", "body_too_large", "The body is too large."),
     TooManyRequests: _BUSY,
-    ClientGone: Answer(499, "invalid_request_error", "client_gone", "The client closed the connection."),
+    ClientGone: _GONE,
+    ClientDisconnect: _GONE,
     NotReady: Answer(503, "server_error", "not_ready", _UNAVAILABLE.sentence, True),
     RequestRejected: _INVALID,
     EngineOverloaded: _BUSY,
@@ -115,14 +118,37 @@ def log_failure(request_id: str, error: Exception) -> None:
 
 
 def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
-    """Routes every exception of every route through the table."""
+    """Routes every failure that has a line in the table through it; the rest is for `LastResortMiddleware`."""
 
     async def respond(request: Request, error: Exception) -> JSONResponse:
         log_failure(request_id_of(request.scope), error)
         return error_response(error, retry_after_s)
 
-    for kind in (ApiError, ActorError, TimeoutError, HTTPException, Exception):
+    for kind in (ApiError, ActorError, TimeoutError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, respond)
+
+
+class LastResortMiddleware:
+    """Answers 500 for what nothing else handles: a bug. Logs it once, with the request's id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def send_noting_start(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting_start)
+        except Exception as error:
+            if has_started or scope["type"] != "http":
+                raise  # the server closes the connection, which is all that is left to say
+            log_failure(request_id_of(scope), error)
+            await error_response(error)(scope, receive, send)
 
 
 def request_id_of(scope: Mapping[str, Any]) -> str:

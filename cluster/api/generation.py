@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Generation:
     async def deltas(self) -> AsyncIterator[Delta]:
         """All news until every choice is finished."""
         while self.is_running:
-            delta = await self.next(self._deadline)
+            delta = await self.next(math.inf)
             if delta is not None:
                 yield delta
 

@@ -49,6 +49,14 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "bad_words": (None, []),
     "allowed_token_ids": (None, []),
     "chat_template": (None,),
+    "documents": (None, []),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "add_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
+    "include_stop_str_in_output": (None, False),
+    "thinking_token_budget": (None,),
+    "return_token_ids": (None, False),
 }
 
 _BODY_CONFIG = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())

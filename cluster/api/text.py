@@ -38,6 +38,8 @@ class Tokenizer:
         )
         self._control_ids = {content: int(entry["id"]) for content, entry in added.items()}
         self._bytes = _bytes_by_id(ordinary, self._control_ids)
+        # A text of n bytes has at least n / max_token_bytes tokens.
+        self.max_token_bytes = max(map(len, self._bytes))
         self.special_ids = frozenset(int(entry["id"]) for entry in added.values() if entry.get("special"))
         self.control_ids = frozenset(self._control_ids.values())
         # Longest first: of two added tokens that start alike, the longer one wins, as in the original tokenizer.
@@ -48,11 +50,6 @@ class Tokenizer:
     def num_tokens(self) -> int:
         """One more than the highest id."""
         return len(self._bytes)
-
-    @property
-    def max_token_bytes(self) -> int:
-        """Length of the longest token; a text of n bytes has at least n / max_token_bytes tokens."""
-        return max(map(len, self._bytes))
 
     def control_id(self, content: str) -> int | None:
         """The id of an added token, None if there is none with this text."""

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
-from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]  # torch re-exports it silently
+from torch.distributed import DistStoreError, TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from routing.transport.endpoint import Endpoint

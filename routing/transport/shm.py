@@ -36,6 +36,7 @@ class ShmAttentionPort:
         self._limits = limits
         self._endpoint = _new_endpoint()
         self._port = _shm.AttentionPort(self._endpoint.address, _native_limits(limits))
+        self._format = _row_format(limits)
         self._open: set[int] = set()
         self._views: _ViewCache[Tensor] = _ViewCache()
         self._unreachable: dict[int, str] = {}
@@ -69,10 +70,10 @@ class ShmAttentionPort:
                 raise self._incomplete(missing)
 
     def send(self, exchange: Exchange) -> None:
-        _check_exchange(exchange, self._limits)
         assert len(self._open) < self._limits.max_in_flight, "more exchanges open than max_in_flight: drop one first"
-        hidden, plan = exchange.hidden, exchange.plan
+        plan = exchange.plan
         missing = self._port.send(
+            self._format,
             (
                 exchange.sequence,
                 exchange.map_epoch,
@@ -80,8 +81,7 @@ class ShmAttentionPort:
                 exchange.microbatch_idx,
                 exchange.per_expert,
             ),
-            (hidden.data_ptr(), hidden.shape[0], plan.row_token.data_ptr()),
-            (plan.pair_row.data_ptr(), plan.pair_slot.data_ptr(), plan.pair_weight.data_ptr()),
+            (exchange.hidden, plan.row_token, plan.pair_row, plan.pair_slot, plan.pair_weight),
             plan.row_splits,
             plan.pair_splits,
         )
@@ -147,7 +147,9 @@ class ShmExpertPort:
         self._limits = limits
         self._endpoint = _new_endpoint()
         self._port = _shm.ExpertPort(self._endpoint.address, ep_rank, _native_limits(limits))
-        self._views: _ViewCache[tuple[Tensor, ...]] = _ViewCache()
+        self._format = _row_format(limits)
+        self._maker = _shm.WorkMaker(Work, Header, FrameKind.DISPATCH, limits.dtype)
+        self._views = _RequestViews(self._port, limits)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -161,23 +163,20 @@ class ShmExpertPort:
         """As the contract. Raises TransportError when the port is closed."""
         deadline = time.monotonic() + timeout_s
         slice_s = min(timeout_s, _SLICE_S)
-        while not (requests := self._port.receive(slice_s)):
+        while not (works := self._port.receive(slice_s, self._maker, self._views)):
             if self._port.is_closed:
                 raise TransportError("the port is closed")
             self._views.keep_links(self._port.link_ids())
             slice_s = _slice_until(deadline)
             if slice_s == 0:
                 return []
-        return [self._work(*request) for request in requests]
+        return works
 
     def reply(self, work: Work, outputs: Tensor) -> None:
-        limits = self._limits
-        assert outputs.dtype is limits.dtype, f"outputs must be {limits.dtype}"
-        assert outputs.is_cpu, "outputs must lie in host memory"
-        num_vectors, hidden_size = outputs.shape
-        assert hidden_size == limits.hidden_size, f"outputs must be {limits.hidden_size} wide"
-        outputs = outputs.contiguous()
-        self._port.reply(work.bundle, work.header.sequence, outputs.data_ptr(), num_vectors)
+        """As the contract. Raises ValueError when the outputs have another shape or dtype than the Work asks for."""
+        if not outputs.is_contiguous():
+            outputs = outputs.contiguous()
+        self._port.reply(self._format, work.bundle, work.header.sequence, outputs)
 
     def refuse(self, work: Work, reason: str) -> None:
         self._port.refuse(work.bundle, work.header.sequence, reason)
@@ -185,41 +184,6 @@ class ShmExpertPort:
     def close(self) -> None:
         self._port.close()
         self._views.keep_links([])
-
-    def _work(
-        self,
-        link: int,
-        slot: int,
-        num_rows: int,
-        num_pairs: int,
-        per_expert: bool,
-        map_epoch: int,
-        sequence: int,
-        moe_layer_idx: int,
-        microbatch_idx: int,
-    ) -> Work:
-        key = (link, slot, num_rows, num_pairs)
-        views = self._views.get(key) or self._view(key)
-        header = Header(
-            FrameKind.DISPATCH,
-            per_expert,
-            self._limits.dtype,
-            map_epoch,
-            sequence,
-            moe_layer_idx,
-            microbatch_idx,
-            num_rows,
-            num_pairs,
-            self._limits.hidden_size,
-        )
-        return Work(link, header, *views)
-
-    def _view(self, key: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
-        link, slot, num_rows, num_pairs = key
-        frame = torch.from_numpy(self._port.request_frame(link, slot))
-        views = _arrays(frame, _header(FrameKind.DISPATCH, self._limits, num_rows, num_pairs))
-        self._views.keep(key, views, self._port.link_ids())
-        return views
 
 
 class _ViewCache(dict[tuple[int, ...], _View]):
@@ -233,6 +197,22 @@ class _ViewCache(dict[tuple[int, ...], _View]):
         """Safe beside a reader on another thread: a view it misses is made again."""
         for key in [key for key in list(self) if key[0] not in links]:
             self.pop(key, None)
+
+
+class _RequestViews(_ViewCache[tuple[Tensor, ...]]):
+    """The four tensors of a request slot by (link, slot, num_rows, num_pairs), made when first asked for."""
+
+    def __init__(self, port: _shm.ExpertPort, limits: FrameLimits) -> None:
+        super().__init__()
+        self._port = port
+        self._limits = limits
+
+    def __missing__(self, key: tuple[int, int, int, int]) -> tuple[Tensor, ...]:
+        link, slot, num_rows, num_pairs = key
+        frame = torch.from_numpy(self._port.request_frame(link, slot))
+        views = _arrays(frame, _header(FrameKind.DISPATCH, self._limits, num_rows, num_pairs))
+        self.keep(key, views, self._port.link_ids())
+        return views
 
 
 def _new_endpoint() -> Endpoint:
@@ -264,28 +244,13 @@ def _native_limits(limits: FrameLimits) -> _shm.Limits:
     )
 
 
+def _row_format(limits: FrameLimits) -> _shm.RowFormat:
+    return _shm.RowFormat(torch.Tensor.__dlpack_c_exchange_api__, torch.empty((0, limits.hidden_size), dtype=limits.dtype))
+
+
 def _arrays(frame: Tensor, header: Header) -> tuple[Tensor, ...]:
     """Typed views of the arrays behind a header. frame: uint8 [frame_bytes]."""
     return tuple(
         frame[spec.offset : spec.offset + spec.num_bytes].view(spec.dtype).view(spec.shape)
         for spec in frame_layout(header)
     )
-
-
-def _check_exchange(exchange: Exchange, limits: FrameLimits) -> None:
-    """What the native copy relies on: it is given addresses, not tensors."""
-    hidden, plan = exchange.hidden, exchange.plan
-    assert hidden.shape[1] == limits.hidden_size, f"hidden must be {limits.hidden_size} wide"
-    assert plan.row_token.numel() >= sum(plan.row_splits), "row_token is shorter than its splits"
-    num_pairs = sum(plan.pair_splits)
-    for tensor, dtype in (
-        (hidden, limits.dtype),
-        (plan.row_token, torch.int64),
-        (plan.pair_row, torch.int32),
-        (plan.pair_slot, torch.int32),
-        (plan.pair_weight, torch.float32),
-    ):
-        assert tensor.dtype is dtype, f"{tensor.dtype} given where the frame has {dtype}"
-        assert tensor.is_cpu and tensor.is_contiguous(), "the rows of an exchange are read in place: contiguous, on CPU"
-    for pairs in (plan.pair_row, plan.pair_slot, plan.pair_weight):
-        assert pairs.numel() >= num_pairs, "pair arrays are shorter than their splits"

@@ -19,6 +19,7 @@ from torch import Tensor
 from routing.errors import TransportError
 from routing.experts import linear_expert_map
 from routing.plan import layer_routing, plan_dispatch
+from routing.transport.collective import PayloadFormat
 from routing.transport.contract import AttentionPort, Endpoint, Exchange, ExpertPort, FrameLimits, Work
 from routing.transport.loopback import LoopbackAttentionPort, LoopbackExpertPort, LoopbackNetwork
 from routing.transport.select import TransportOptions, open_attention_port, open_expert_port
@@ -65,6 +66,11 @@ class Bundles:
     @property
     def shards(self) -> dict[int, Endpoint]:
         return {ep_rank: port.endpoint for ep_rank, port in enumerate(self.experts)}
+
+    @property
+    def terms(self) -> str:
+        """What members of a gloo bundle compare."""
+        return PayloadFormat(self.limits, self.options.capacity_rows).terms
 
     def connect(self) -> None:
         for expert in self.experts:

@@ -35,10 +35,9 @@ def write_model_folder(folder: Path) -> Path:
 
 @asynccontextmanager
 async def api_client(folder: Path, engine: Engine, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app, in this process. Exceptions of the app become answers, as behind a server."""
+    """A client of the app, in this process. An exception that leaves the app fails the test."""
     app = create_app(ApiSettings(checkpoint=folder, model_name=MODEL_NAME, **settings), engine)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield client
 
 

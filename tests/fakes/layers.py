@@ -52,7 +52,8 @@ def layer_spec(**changes: Any) -> LayerSpec:
 
 def matrix(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random weights of variance 1 / in."""
-    return (torch.randn(shape) * shape[-1] ** -0.5).to(dtype)
+    scale: float = shape[-1] ** -0.5
+    return (torch.randn(shape) * scale).to(dtype)
 
 
 def norm(width: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -66,8 +66,7 @@ async def test_every_route_needs_the_key(folder: Path, engine: ScriptedEngine, t
     paths = {path for _, path in api_routes(app)}
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/version"} <= paths
     hosts = ["api", "x/health?", "api/health#", "", "api\\@/health", "/health"]
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         for method, path in api_routes(app):
             for host in hosts:
                 for headers in ({}, bearer("wrong"), bearer(""), {"authorization": KEY}):
@@ -249,12 +248,18 @@ async def test_a_body_that_never_comes(folder: Path, engine: ScriptedEngine) -> 
 
 async def test_too_many_requests(folder: Path, model: ServedModel) -> None:
     """Beyond the limit a request gets 429 with Retry-After at once; health gets through; places are given back."""
-    release = asyncio.Event()
-    engine = ScriptedEngine(lambda request: [release, *tell(model.tokenizer.encode("x"))])
+    release, asked = asyncio.Event(), asyncio.Semaphore(0)
+    tokens = tell(model.tokenizer.encode("x"))
+
+    def script(request: GenerateRequest) -> list[Step]:
+        asked.release()
+        return [release, *tokens]
+
+    engine = ScriptedEngine(script)
     async with api_client(folder, engine, limits={"max_concurrent_requests": 2, "retry_after_s": 3}) as client:
         running = [asyncio.create_task(client.post(COMPLETIONS, json={**BODY, "stream": s})) for s in (False, True)]
-        while len(engine.requests) < 2:
-            await asyncio.sleep(0)
+        for _ in running:
+            await asked.acquire()
         refused = await client.post(COMPLETIONS, json=BODY)
         healthy = await client.get("/health")
         release.set()
@@ -294,13 +299,17 @@ async def test_leaving_clients_abort_their_sequences(
 
 async def test_cancelled_requests_abort_their_sequences(folder: Path) -> None:
     """A server that cancels the request's task, as Ray Serve does, closes the sequence as well."""
-    never = asyncio.Event()
-    engine = ScriptedEngine(lambda request: [never])
+    never, asked = asyncio.Event(), asyncio.Event()
+
+    def script(request: GenerateRequest) -> list[Step]:
+        asked.set()
+        return [never]
+
+    engine = ScriptedEngine(script)
     body = json.dumps({**BODY, "stream": True}).encode()
     request = asyncio.create_task(drive(new_app(folder, engine), body, COMPLETIONS, asyncio.Event()))
     async with asyncio.timeout(5):
-        while not engine.requests:
-            await asyncio.sleep(0)
+        await asked.wait()
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
@@ -328,3 +337,43 @@ async def test_a_client_that_stops_reading_counts_as_gone(
     async with asyncio.timeout(5):
         await drive(deaf, body, COMPLETIONS, asyncio.Event())
     assert engine.aborted == [engine.requests[0].request_id]
+
+
+async def test_a_client_that_leaves_within_its_body(
+    folder: Path, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a body and then nobody: no engine call, and no error in the log, for it is not ours."""
+    sent: list[Any] = []
+
+    async def cut(scope: Any, receive: Any, send: Any) -> None:
+        messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive_cut() -> Any:
+            return next(messages)
+
+        await new_app(folder, engine)(scope, receive_cut, send)
+
+    sent = await drive(cut, b"", COMPLETIONS, asyncio.Event())
+    assert sent[0]["status"] == 499
+    assert engine.requests == []
+    assert caplog.records == []
+
+
+async def test_bugs_are_logged_once_and_not_shown(
+    folder: Path, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that nothing expects is a plain 500 with our id, under which the log has the trace, once."""
+    app = new_app(folder, engine)
+
+    @app.get("/bug")
+    async def bug() -> None:
+        raise KeyError("secret at 0x7f00")
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+        answer = await client.get("/bug")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+    (record,) = caplog.records
+    assert answer.headers["x-request-id"] in record.getMessage()
+    assert record.exc_info is not None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actors.errors import EngineOverloaded, ExpertsUnavailable, RequestRejected
-from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent, TokenLogprob
 from cluster.api.engine import Readiness
 from cluster.api.scripted import ScriptedEngine, Step
 from cluster.api.served_model import ServedModel, load_served_model
@@ -20,6 +20,7 @@ from tests.fakes.api import CONTEXT_TOKENS, MODEL_NAME, VOCAB_SIZE, api_client, 
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "Hi"}]
+TEXT = "a</think>\nb é"
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +58,15 @@ def without_identity(text: str) -> str:
     return re.sub(r'"created":\d{10}', '"created":0', text)
 
 
-async def test_chat_stream_bytes(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
+async def test_chat_stream_bytes(folder: Path, model: ServedModel, says: Callable[..., ScriptedEngine]) -> None:
     """A stream is role, reasoning, content, finish, usage, end: byte for byte."""
     body = chat(stream=True, stream_options={"include_usage": True})
-    async with api_client(folder, says("a</think>\nb é", tokens_per_event=100)) as client:
+    engine = says(TEXT, tokens_per_event=100)
+    async with api_client(folder, engine) as client:
         answer = await client.post(CHAT, json=body)
     head = f'data: {{"id":"chatcmpl-ID","object":"chat.completion.chunk","created":0,"model":"{MODEL_NAME}",'
     tail = '"logprobs":null,"finish_reason":'
-    prompt_tokens, completion_tokens = 29, 0
-    usage = re.search(r'"prompt_tokens":(\d+),"completion_tokens":(\d+)', answer.text)
-    assert usage is not None
-    prompt_tokens, completion_tokens = map(int, usage.groups())
+    prompt_tokens, completion_tokens = len(engine.requests[0].prompt_token_ids), len(model.tokenizer.encode(TEXT))
     assert without_identity(answer.text) == (
         f'{head}"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},{tail}null}}],"usage":null}}\n\n'
         f'{head}"choices":[{{"index":0,"delta":{{"reasoning_content":"a","reasoning":"a","content":"b é"}},'
@@ -223,6 +222,16 @@ async def test_completion_logprobs_format(
     assert logprobs["top_logprobs"][0] == {"a": -0.5, model.tokenizer.token_text(7): -1.5}
 
 
+async def test_impossible_logprobs_are_json(folder: Path, model: ServedModel) -> None:
+    """Minus infinity, which JSON lacks, is written as OpenAI does."""
+    token_id = model.tokenizer.encode("a")[0]
+    score = TokenLogprob(token_id, float("-inf"), ((token_id, float("-inf")),))
+    events = [TokenEvent("", (token_id,), (score,), FinishReason.LENGTH)]
+    async with api_client(folder, ScriptedEngine(lambda request: events)) as client:
+        answer = (await client.post(COMPLETIONS, json=completion(logprobs=1))).json()
+    assert answer["choices"][0]["logprobs"]["token_logprobs"] == [-9999.0]
+
+
 async def test_stop_string_aborts_the_sequence(folder: Path, model: ServedModel) -> None:
     """When a stop string is found the engine's sequence is closed, not left to run on."""
     never = asyncio.Event()
@@ -237,14 +246,15 @@ async def test_stop_string_aborts_the_sequence(folder: Path, model: ServedModel)
 
 async def test_silence_is_bridged_by_comments(folder: Path, model: ServedModel) -> None:
     """A stream that waits for its first token is kept alive with comments, then goes on as usual."""
-    release = asyncio.Event()
-    engine = ScriptedEngine(lambda request: [release, *tell(model.tokenizer.encode("x"))])
-    async with api_client(folder, engine, limits={"keep_alive_s": 0.01}) as client:
-        asked = asyncio.create_task(client.post(COMPLETIONS, json=completion(stream=True)))
-        while not engine.requests:
-            await asyncio.sleep(0)
+    release, tokens = asyncio.Event(), tell(model.tokenizer.encode("x"))
+
+    def script(request: GenerateRequest) -> list[Step]:
         asyncio.get_running_loop().call_later(0.1, release.set)
-        text = (await asked).text
+        return [release, *tokens]
+
+    engine = ScriptedEngine(script)
+    async with api_client(folder, engine, limits={"keep_alive_s": 0.01}) as client:
+        text = (await client.post(COMPLETIONS, json=completion(stream=True))).text
     assert text.startswith(": keep-alive\n\n")
     assert text.endswith("data: [DONE]\n\n")
     assert sse_payloads(text)[0]["choices"][0]["text"] == "x"

@@ -14,7 +14,7 @@ from actors.kernels.reference.kernels import ReferenceKernels
 from actors.kernels.reference.linear import linear
 from actors.kernels.reference.mlp import activation
 from actors.kernels.reference.norm import rms_norm
-from actors.kernels.reference.rope import apply_rope, inverse_frequencies
+from actors.kernels.reference.rope import apply_rope, inverse_frequencies, rope_rotation
 from actors.model.config import RopeScaling
 from tests.fakes import layers
 
@@ -97,7 +97,7 @@ def test_rope_pairs_halves_and_leaves_the_rest() -> None:
     """Rotary width 4 of 6: dim 0 turns with dim 2 by the angle, dim 1 with dim 3; dims 4 and 5 pass through."""
     spec = layers.layer_spec(head_dim=6, rotary_dim=4, rope_theta=100.0)
     head = torch.tensor([1.0, 0.0, 0.0, 2.0, 5.0, 6.0]).view(1, 1, 6)
-    out = apply_rope(head, torch.tensor([3]), spec).flatten()
+    out = apply_rope(head, rope_rotation(torch.tensor([3]), spec, is_padded=False)).flatten()
     expected = [math.cos(3.0), -2.0 * math.sin(0.3), math.sin(3.0), 2.0 * math.cos(0.3), 5.0, 6.0]
     torch.testing.assert_close(out, torch.tensor(expected))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -301,6 +302,18 @@ def test_reads_that_make_no_sense(
         for source in (MemorySource(weights), files):
             with pytest.raises(ValueError, match=problem):
                 source.read_into("lm_head.weight", first_element, destination)
+
+
+def test_reads_that_return_less_than_asked_for(
+    folder: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux may return any part of a read; the rest is read from where that part ended."""
+    whole_read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, position: whole_read(file, [parts[0][:7]], position))
+    part = torch.empty(10, dtype=torch.bfloat16)
+    with SafetensorsSource(folder) as source:
+        source.read_into("lm_head.weight", 3, part)
+    assert torch.equal(part, weights["lm_head.weight"].flatten()[3:13])
 
 
 def test_a_file_that_shrinks_after_the_check(tmp_path: Path) -> None:

@@ -1,0 +1,222 @@
+"""The attention actor over the loopback transport: life, death of an expert rank, draining, and what a client sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from actors.attention.actor import AttentionActor
+from actors.attention.config import AttentionConfig
+from actors.errors import ActorError, ExpertsUnavailable
+from actors.expert.actor import ExpertActor
+from actors.expert.config import ExpertConfig
+from actors.frame_limits import frame_limits
+from actors.local_cluster import LocalCluster, tokens_of
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, SamplingSpec, TokenEvent
+from actors.weights.check import read_model_config
+from routing.experts import linear_expert_map
+from routing.transport.endpoint import Endpoint
+from routing.transport.loopback import LoopbackAttentionPort, LoopbackExpertPort, LoopbackNetwork
+from tests.fakes.checkpoint import write_checkpoint
+from tests.fakes.configs import tiny_config
+
+EP_SIZE, MOE_LAYERS, EXPERTS = 2, 4, 16
+MAP = linear_expert_map(MOE_LAYERS, EXPERTS, EP_SIZE)
+
+
+class Loopback:
+    """Both tiers in this process, as threads."""
+
+    def __init__(self, checkpoint: Path, **changes: object) -> None:
+        fields: dict[str, object] = {
+            "param_dtype": "float32",
+            "deterministic": True,
+            "max_running": 4,
+            "max_step_tokens": 32,
+            "max_model_len": 128,
+            "exchange_timeout_s": 5.0,
+            "recovery_timeout_s": 5.0,
+            **changes,
+        }
+        self.config = AttentionConfig.model_validate(fields)
+        self._checkpoint = checkpoint
+        self._network = LoopbackNetwork()
+        self._limits = frame_limits(self.config, read_model_config(checkpoint))
+        port = LoopbackAttentionPort(self._network, ep_size=EP_SIZE, limits=self._limits)
+        self._attention_endpoint = port.endpoint
+        self.actor = AttentionActor(self.config, checkpoint, MAP, port)
+        self.experts: dict[int, tuple[ExpertActor, Endpoint]] = {}
+
+    def start_expert(self, ep_rank: int) -> None:
+        port = LoopbackExpertPort(self._network, ep_rank=ep_rank, limits=self._limits)
+        config = ExpertConfig(param_dtype="float32", deterministic=True)
+        expert = ExpertActor(config, self._checkpoint, MAP, ep_rank, port)
+        self.experts[ep_rank] = (expert, port.endpoint)
+        expert.start()
+
+    def reconcile(self) -> None:
+        shards = {rank: endpoint for rank, (_, endpoint) in self.experts.items()}
+        for expert, _ in self.experts.values():
+            expert.reconcile([self._attention_endpoint], shards)
+        self.actor.reconcile(shards, MAP)
+
+    def lose(self, ep_rank: int) -> None:
+        self.experts.pop(ep_rank)[0].close()
+        self.reconcile()
+
+    async def until_ready(self) -> None:
+        async with asyncio.timeout(10):
+            while not self.actor.is_ready():
+                await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        self.actor.close()
+        for expert, _ in self.experts.values():
+            expert.close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_config(moe_num_experts=EXPERTS), seed=2)
+
+
+@pytest.fixture
+async def split(checkpoint: Path) -> AsyncIterator[Loopback]:
+    loopback = Loopback(checkpoint)
+    loopback.actor.start()
+    for ep_rank in range(EP_SIZE):
+        loopback.start_expert(ep_rank)
+    loopback.reconcile()
+    await loopback.until_ready()
+    yield loopback
+    loopback.close()
+
+
+def _request(request_id: str = "r", max_tokens: int = 12, **fields: object) -> GenerateRequest:
+    spec = SamplingSpec(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return GenerateRequest(request_id, (5, 6, 7), spec, **fields)  # type: ignore[arg-type]
+
+
+async def _collect(actor: AttentionActor, request: GenerateRequest) -> list[TokenEvent]:
+    return [event async for event in actor.generate(request)]
+
+
+async def test_answers_as_the_local_cluster(split: Loopback, checkpoint: Path) -> None:
+    """Tokens through threads and transport equal those of one process."""
+    local = LocalCluster(checkpoint, split.config, ep_size=EP_SIZE)
+    expected = tokens_of(local.generate([_request()])["r"])
+    events = await _collect(split.actor, _request())
+    assert tokens_of(events) == expected
+    assert events[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_not_ready_without_every_rank(checkpoint: Path) -> None:
+    """With a rank missing the actor is healthy but not ready; with the last one it becomes ready by itself."""
+    loopback = Loopback(checkpoint)
+    try:
+        loopback.actor.start()
+        loopback.start_expert(0)
+        loopback.reconcile()
+        loopback.actor.check_health()
+        assert not loopback.actor.is_ready()
+        loopback.start_expert(1)
+        loopback.reconcile()
+        await loopback.until_ready()
+        loopback.lose(1)
+        assert not loopback.actor.is_ready()
+    finally:
+        loopback.close()
+
+
+async def test_a_lost_rank_is_a_pause_not_an_error(split: Loopback, checkpoint: Path) -> None:
+    """A rank dies while a request runs; when its replacement comes the request ends with the tokens it would have had."""
+    local = LocalCluster(checkpoint, split.config, ep_size=EP_SIZE)
+    expected = tokens_of(local.generate([_request(max_tokens=60)])["r"])
+    stream = split.actor.generate(_request(max_tokens=60))
+    events = [await anext(stream)]
+    split.lose(1)
+    split.start_expert(1)
+    split.reconcile()
+    events += [event async for event in stream]
+    assert tokens_of(events) == expected
+
+
+async def test_experts_that_stay_away_end_requests_with_unavailable(checkpoint: Path) -> None:
+    """After the recovery time-out running requests fail as UNAVAILABLE and new ones are refused at once; never a hang."""
+    loopback = Loopback(checkpoint, exchange_timeout_s=0.2, recovery_timeout_s=0.3)
+    try:
+        loopback.actor.start()
+        for ep_rank in range(EP_SIZE):
+            loopback.start_expert(ep_rank)
+        loopback.reconcile()
+        await loopback.until_ready()
+        stream = loopback.actor.generate(_request(max_tokens=100))
+        await anext(stream)
+        loopback.lose(0)
+        events = [event async for event in stream]
+        error = events[-1].error
+        assert error is not None
+        assert error.kind is ErrorKind.UNAVAILABLE
+        with pytest.raises(ExpertsUnavailable):
+            await _collect(loopback.actor, _request("late"))
+    finally:
+        loopback.close()
+
+
+async def test_closing_the_stream_aborts_the_sequence(split: Loopback) -> None:
+    """A client that leaves frees its sequence within a step."""
+    stream = split.actor.generate(_request(max_tokens=100))
+    await anext(stream)
+    await stream.aclose()
+    async with asyncio.timeout(5):
+        while split.actor.load_report().num_running:
+            await asyncio.sleep(0.005)
+
+
+async def test_drain_lets_the_running_finish_and_refuses_the_new(split: Loopback) -> None:
+    """Draining waits for open streams; what comes later is told to go elsewhere."""
+    running = asyncio.create_task(_collect(split.actor, _request(max_tokens=30)))
+    async with asyncio.timeout(5):
+        while not split.actor.load_report().num_running:
+            await asyncio.sleep(0.002)
+    await asyncio.to_thread(split.actor.drain, 10.0)
+    assert running.done()
+    assert len(tokens_of(running.result())) == 30
+    with pytest.raises(ExpertsUnavailable):
+        await _collect(split.actor, _request("late"))
+
+
+async def test_a_request_that_cannot_work_is_told_so(split: Loopback) -> None:
+    """Checks of the engine come back as the request's own error event."""
+    too_long = GenerateRequest("long", tuple(range(200)), SamplingSpec(max_tokens=1))
+    events = await _collect(split.actor, too_long)
+    assert events[-1].error is not None
+    assert (events[-1].error.kind, events[-1].error.param) == (ErrorKind.REJECTED, "prompt")
+
+
+async def test_one_id_is_served_once(split: Loopback) -> None:
+    """A second request under an id in use is refused and harms neither the first nor its stream."""
+    first = split.actor.generate(_request(max_tokens=40))
+    events = [await anext(first)]
+    with pytest.raises(ActorError, match="already"):
+        await _collect(split.actor, _request())
+    events += [event async for event in first]
+    assert len(tokens_of(events)) == 40
+
+
+async def test_a_dead_engine_is_noticed(split: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the engine thread dies open streams end with an error, health fails and readiness is false."""
+    engine = split.actor._engine
+
+    def explode(now: float) -> list[TokenEvent]:
+        raise AssertionError("broken invariant")
+
+    monkeypatch.setattr(engine, "run", explode)
+    events = await _collect(split.actor, _request())
+    assert events[-1].error is not None
+    assert not split.actor.is_ready()
+    with pytest.raises(ActorError):
+        split.actor.check_health()
