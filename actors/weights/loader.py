@@ -71,7 +71,7 @@ def load_expert_weights(
     """
     layout = detect_layout(config, source.tensors.keys())
     plans = expert_plan(config, expert_map, ep_rank, layout)
-    target = dtype or _stored_dtype(source, expert_tensors(config, layout)[0].name)
+    target = dtype or _stored_dtype(source, next(expert_tensors(config, layout)).name)
     layers = [_empty_slots(config, expert_map.slots_per_rank, target, torch.device(device)) for _ in config.moe_layers]
     for plan in plans:
         load_slot(source, config, plan, layers[plan.moe_layer_idx])

@@ -75,7 +75,7 @@ def attention_plan(config: ModelConfig, *, include_mtp: bool) -> tuple[TensorSpe
 
 def expected_tensors(config: ModelConfig, layout: ExpertLayout = ExpertLayout.PACKED) -> tuple[TensorSpec, ...]:
     """Every tensor of a complete checkpoint."""
-    return attention_plan(config, include_mtp=True) + expert_tensors(config, layout)
+    return (*attention_plan(config, include_mtp=True), *expert_tensors(config, layout))
 
 
 def expert_plan(

@@ -122,9 +122,9 @@ def mtp_head_group(config: ModelConfig, layer: LayerSpec) -> Group:
     }
 
 
-def expert_tensors(config: ModelConfig, layout: ExpertLayout) -> tuple[TensorSpec, ...]:
+def expert_tensors(config: ModelConfig, layout: ExpertLayout) -> Iterator[TensorSpec]:
     """Every tensor of the routed experts as the checkpoint stores it, scales included."""
-    return tuple(
+    return (
         spec
         for layer in config.moe_layers
         for expert_id in _stored_experts(config, layout)

@@ -30,9 +30,9 @@ def test_round_trip_error(shape: tuple[int, int], block_size: tuple[int, int]) -
 
 def test_the_largest_value_of_a_block_uses_the_whole_range() -> None:
     """The largest magnitude of each block is stored as 448, the largest that fp8 holds."""
-    quantized, scale_inv = quantize_blocks(torch.tensor([[7.0, -14.0, 0.5], [1.0, 2.0, 0.25]]), (2, 2))
+    quantized, scale_inv = quantize_blocks(torch.tensor([[7.0, -14.0, 1.75], [1.0, 2.0, 0.25]]), (2, 2))
     assert quantized.float()[0].tolist() == [224.0, -448.0, 448.0]
-    assert scale_inv.tolist() == [[14.0 / 448, 0.5 / 448]]
+    assert scale_inv.tolist() == [[14.0 / 448, 1.75 / 448]]
 
 
 def test_powers_of_two_survive() -> None:
