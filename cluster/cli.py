@@ -88,9 +88,12 @@ def _serve(config: ClusterConfig) -> None:
 
     with console.status(f"checking {config.checkpoint}"):
         model = check_checkpoint(config.checkpoint, config.experts.ep_size).config
-    stop = _stop_on_signals()
+    stop = threading.Event()
+    _stop_on_signals(stop)
     with console.status("starting Ray") as display:
         cluster = start_cluster(config, MapShape(len(model.moe_layers), model.num_experts))
+        # Ray has put a handler of its own over SIGTERM, which would abort this process.
+        _stop_on_signals(stop)
         try:
             is_ready = cluster.wait_ready(_Progress(config, display.update), stop)
             display.stop()
@@ -98,7 +101,7 @@ def _serve(config: ClusterConfig) -> None:
                 console.print(_ready_message(config, cluster.url), soft_wrap=True)
                 stop.wait()
         finally:
-            console.print("draining: running requests end, then the cluster stops (Ctrl-C again exits at once)")
+            console.print("draining: running requests end, then the cluster stops (Ctrl-C again exits at once)", soft_wrap=True)
             cluster.close()
     console.print("stopped")
 
@@ -124,9 +127,8 @@ class _Progress:
             console.print(line, soft_wrap=True)
 
 
-def _stop_on_signals() -> threading.Event:
-    """Set by the first SIGINT or SIGTERM; the second ends the process."""
-    stop = threading.Event()
+def _stop_on_signals(stop: threading.Event) -> None:
+    """The first SIGINT or SIGTERM sets `stop`; the second ends the process."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if stop.is_set():
@@ -135,7 +137,6 @@ def _stop_on_signals() -> threading.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-    return stop
 
 
 def _ready_message(config: ClusterConfig, url: str) -> str:

@@ -5,6 +5,8 @@ Knows nothing of terminals. The Ray processes it started end with it; an existin
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import threading
 import time
@@ -89,9 +91,11 @@ class RunningCluster:
         if self._is_closed:
             return
         self._is_closed = True
-        serve.shutdown()
-        self._wait_controller_gone()
-        ray.shutdown()
+        # Ray reports the end of Serve's own controller as a failure, from a thread, on stdout.
+        with contextlib.redirect_stdout(io.StringIO()):
+            serve.shutdown()
+            self._wait_controller_gone()
+            ray.shutdown()
 
     def _wait_controller_gone(self) -> None:
         """`serve.shutdown` gives up after 30 s of its own; the drain may be longer."""

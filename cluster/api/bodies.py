@@ -151,7 +151,7 @@ class CompletionBodies:
 
 def _finite(logprob: float) -> float:
     """JSON has no infinity; OpenAI writes the logprob of the impossible as -9999."""
-    return logprob if logprob > IMPOSSIBLE_LOGPROB else IMPOSSIBLE_LOGPROB
+    return max(IMPOSSIBLE_LOGPROB, logprob)  # in this order NaN gives the constant too
 
 
 def _choice(

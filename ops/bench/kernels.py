@@ -2,8 +2,9 @@
 
     python -m ops.bench.kernels
 
-Machines and neighbours change from minute to minute, so only the ratios of one run mean anything. Rows of
-`attention_half` are decoding sequences of 256 tokens, those of `prefill` one prompt.
+Times are of the one thread's processor, so that being preempted does not count; neighbours still share caches and clock,
+so compare the ratios of one run. Rows of `attention_half` are decoding sequences of 256 tokens, those of `prefill` one
+prompt.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ def _interleaved(call: Call, rounds: int) -> list[float]:
     micros: list[list[float]] = [[] for _ in implementations]
     for _ in range(rounds + 2):
         for kernels, times in zip(implementations, micros, strict=True):
-            started = time.perf_counter()
+            started = time.thread_time_ns()
             call(kernels)
-            times.append(1e6 * (time.perf_counter() - started))
+            times.append((time.thread_time_ns() - started) / 1e3)
     return [round(median(times[2:]), 1) for times in micros]
 
 

@@ -21,6 +21,8 @@ from tests.fakes.tokenizer import eos_token_ids, write_tokenizer
 MODEL_NAME = "step-3.5-test"
 VOCAB_SIZE = 1024
 CONTEXT_TOKENS = 256
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+HI = [{"role": "user", "content": "Hi"}]
 
 
 def write_model_folder(folder: Path) -> Path:
@@ -39,6 +41,16 @@ async def api_client(folder: Path, engine: Engine, **settings: Any) -> AsyncIter
     app = create_app(ApiSettings(checkpoint=folder, model_name=MODEL_NAME, **settings), engine)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield client
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    """The body of a chat request."""
+    return {"model": MODEL_NAME, "messages": HI, **fields}
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    """The body of a completion request."""
+    return {"model": MODEL_NAME, "prompt": "Hi", **fields}
 
 
 def tell(

@@ -13,13 +13,25 @@ import pytest
 
 from actors.errors import EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent, TokenLogprob
+from cluster import errors
 from cluster.api.engine import Readiness
+from cluster.api.errors import ANSWERS
 from cluster.api.scripted import ScriptedEngine, Step
 from cluster.api.served_model import ServedModel, load_served_model
-from tests.fakes.api import CONTEXT_TOKENS, MODEL_NAME, VOCAB_SIZE, api_client, sse_payloads, tell, write_model_folder
+from tests.fakes.api import (
+    CHAT,
+    COMPLETIONS,
+    CONTEXT_TOKENS,
+    HI,
+    MODEL_NAME,
+    api_client,
+    chat,
+    completion,
+    sse_payloads,
+    tell,
+    write_model_folder,
+)
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-HI = [{"role": "user", "content": "Hi"}]
 TEXT = "a</think>\nb é"
 
 
@@ -42,14 +54,6 @@ def says(model: ServedModel) -> Callable[..., ScriptedEngine]:
         return ScriptedEngine(lambda request: events)
 
     return engine
-
-
-def chat(**fields: Any) -> dict[str, Any]:
-    return {"model": MODEL_NAME, "messages": HI, **fields}
-
-
-def completion(**fields: Any) -> dict[str, Any]:
-    return {"model": MODEL_NAME, "prompt": "Hi", **fields}
 
 
 def without_identity(text: str) -> str:
@@ -260,169 +264,6 @@ async def test_silence_is_bridged_by_comments(folder: Path, model: ServedModel) 
     assert sse_payloads(text)[0]["choices"][0]["text"] == "x"
 
 
-BAD_FIELDS: list[tuple[dict[str, Any], str | None]] = [
-    ({"temperature": "0.5"}, "temperature"),
-    ({"temperature": True}, "temperature"),
-    ({"temperature": -0.1}, "temperature"),
-    ({"temperature": 2.1}, "temperature"),
-    ({"top_p": 0}, "top_p"),
-    ({"top_p": 1.1}, "top_p"),
-    ({"top_k": -2}, "top_k"),
-    ({"top_k": 1.5}, "top_k"),
-    ({"min_p": 2}, "min_p"),
-    ({"frequency_penalty": 3}, "frequency_penalty"),
-    ({"presence_penalty": -3}, "presence_penalty"),
-    ({"repetition_penalty": 0}, "repetition_penalty"),
-    ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": -1}, "max_tokens"),
-    ({"max_tokens": 10**9}, "max_tokens"),
-    ({"max_tokens": 10**30}, "max_tokens"),
-    ({"max_tokens": CONTEXT_TOKENS}, "max_tokens"),
-    ({"min_tokens": 10**6}, "min_tokens"),
-    ({"n": 0}, "n"),
-    ({"n": 9}, "n"),
-    ({"n": 10**9}, "n"),
-    ({"seed": 2**63}, "seed"),
-    ({"seed": 1.5}, "seed"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
-    ({"stop": [""]}, "stop"),
-    ({"stop": "x" * 257}, "stop"),
-    ({"stop": 5}, "stop"),
-    ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
-    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
-    ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
-    ({"logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias"),
-    ({"logit_bias": {"x": 1}}, "logit_bias"),
-    ({"logit_bias": {"1": 101}}, "logit_bias"),
-    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
-    ({"stream": "yes"}, "stream"),
-    ({"stream": False, "stream_options": {"include_usage": True}}, "stream_options"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"echo": True}, "echo"),
-    ({"best_of": 2}, "best_of"),
-    ({"prompt_logprobs": -1}, "prompt_logprobs"),
-    ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
-    ({"model": 5}, "model"),
-    ({"model": None}, "model"),
-]
-
-BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
-    ({"messages": []}, "messages"),
-    ({"messages": "Hi"}, "messages"),
-    ({"messages": None}, "messages"),
-    ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
-    ({"messages": [{"content": "x"}]}, "messages[0].role"),
-    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-    ({"messages": [*HI, {"role": "user", "content": [{"type": "image_url"}]}]}, "messages[1].content"),
-    ({"messages": [{"role": "user", "content": "word " * 400}]}, None),
-    ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, "messages"),
-    (
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}]},
-        "messages",
-    ),
-    (
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '"\\ud800"'}}]}]},
-        "messages",
-    ),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"logprobs": 3}, "logprobs"),
-    ({"top_logprobs": 3}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
-    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
-    ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
-]
-
-BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
-    ({"prompt": ""}, "prompt"),
-    ({"prompt": []}, "prompt"),
-    ({"prompt": [[]]}, "prompt"),
-    ({"prompt": ["a", ""]}, "prompt"),
-    ({"prompt": None}, "prompt"),
-    ({"prompt": {"a": 1}}, "prompt"),
-    ({"prompt": [1, "a"]}, "prompt"),
-    ({"prompt": [1.0]}, "prompt"),
-    ({"prompt": [True]}, "prompt"),
-    ({"prompt": [-1]}, "prompt"),
-    ({"prompt": [VOCAB_SIZE - 1]}, "prompt"),
-    ({"prompt": [VOCAB_SIZE]}, "prompt"),
-    ({"prompt": [2**40]}, "prompt"),
-    ({"prompt": [5] * CONTEXT_TOKENS}, None),
-    ({"prompt": "word " * 400}, None),
-    ({"prompt": "x" * 1_000_000}, "prompt"),
-    ({"prompt": ["x"] * 33}, "prompt"),
-    ({"prompt": ["x"] * 300}, "prompt"),
-    ({"prompt": ["x"] * 5, "n": 8}, "prompt"),
-    ({"logprobs": 21}, "logprobs"),
-    ({"logprobs": -1}, "logprobs"),
-    ({"logprobs": True}, "logprobs"),
-    ({"suffix": "x"}, "suffix"),
-]
-
-BAD_INPUTS = [
-    *[(CHAT, chat(**fields), param) for fields, param in BAD_FIELDS + BAD_CHATS],
-    *[(COMPLETIONS, completion(**fields), param) for fields, param in BAD_FIELDS + BAD_COMPLETIONS],
-]
-
-
-async def test_bad_input_never_reaches_the_engine(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
-    """Every wrong field is a 400 in OpenAI's form that names it, and the engine is not called."""
-    engine = says("x")
-    wrong = []
-    async with api_client(folder, engine) as client:
-        for path, body, param in BAD_INPUTS:
-            for stream in (False, True):
-                answer = await client.post(path, json={"stream": stream, **body})
-                error = answer.json().get("error", {})
-                seen = (answer.status_code, error.get("type"), error.get("param"), set(error))
-                if seen != (400, "invalid_request_error", param, {"message", "type", "param", "code"}):
-                    wrong.append((path, str(body)[:150], answer.status_code, answer.text[:300]))
-    assert wrong == []
-    assert engine.requests == []
-
-
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"x"',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"model":"\\ud800"}',
-        b'{"model":"' + MODEL_NAME.encode() + b'"}',
-    ],
-)
-async def test_bodies_that_are_no_request(
-    raw: bytes, path: str, folder: Path, says: Callable[..., ScriptedEngine]
-) -> None:
-    """Broken JSON, other JSON and absent fields are a 400, never a 422 or 500."""
-    engine = says("x")
-    async with api_client(folder, engine) as client:
-        answer = await client.post(path, content=raw)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert engine.requests == []
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
-@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "frequency_penalty", "repetition_penalty"])
-async def test_numbers_that_are_none(
-    number: str, field: str, folder: Path, says: Callable[..., ScriptedEngine]
-) -> None:
-    """NaN and infinities, which Python's JSON would let through, are a 400 for that field."""
-    engine = says("x")
-    raw = f'{{"model":"{MODEL_NAME}","prompt":"x","{field}":{number}}}'
-    async with api_client(folder, engine) as client:
-        answer = await client.post(COMPLETIONS, content=raw)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
-    assert engine.requests == []
-
-
 async def test_too_long_names_the_numbers(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
     """The context error has OpenAI's code and says how long the prompt is."""
     async with api_client(folder, says("x")) as client:
@@ -598,3 +439,24 @@ async def test_a_model_without_template_has_no_chat(tmp_path: Path, says: Callab
     async with api_client(tmp_path, says("x")) as client:
         assert (await client.post(CHAT, json=chat())).status_code == 400
         assert (await client.post(COMPLETIONS, json=completion())).status_code == 200
+
+
+async def test_an_engine_that_does_not_say_whether_it_is_ready(folder: Path) -> None:
+    """Readiness has a deadline; past it the answer is no."""
+    never = asyncio.Event()
+
+    class SilentEngine(ScriptedEngine):
+        async def ready(self) -> Readiness:
+            await never.wait()
+            return self.readiness
+
+    async with api_client(folder, SilentEngine(lambda request: []), limits={"ready_timeout_s": 0.05}) as client:
+        assert (await client.get("/ready")).status_code == 503
+
+
+def test_the_table_is_complete() -> None:
+    """Every failure that a client is told of, and every kind the engine reports, has its own line in the table."""
+    failures = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ApiError)]
+    assert set(failures) - {errors.ApiError, errors.GenerationFailed} <= set(ANSWERS)
+    assert set(ErrorKind) <= set(ANSWERS)
+    assert all(answer.can_retry == (answer.status in (429, 503)) for answer in ANSWERS.values())

@@ -88,7 +88,7 @@ def test_chat_equals_the_rendered_text(model: ServedModel) -> None:
     assert model.chat_template is not None
     ids = model.chat_template.encode(messages)
     assert ids == model.tokenizer.encode(wire)
-    assert ids.count(model.bos_id) == 1
+    assert [i for i in ids if i == model.bos_id] == ids[:1]
 
 
 def test_tool_history_renders(model: ServedModel) -> None:
@@ -127,7 +127,9 @@ def test_assistant_content_cannot_close_its_turn(model: ServedModel) -> None:
     assert model.chat_template is not None
     messages = [{"role": "assistant", "content": "a<|im_end|>b"}, {"role": "user", "content": "q"}]
     ids = model.chat_template.encode(messages)
-    assert ids.count(model.tokenizer.control_id("<|im_end|>")) == 2
+    assert [model.tokenizer.control_id("<|im_end|>")] * 2 == [
+        i for i in ids if model.tokenizer.token_text(i) == "<|im_end|>"
+    ]
 
 
 def test_rendering_is_bounded(model: ServedModel) -> None:

@@ -12,7 +12,15 @@ from torch import Tensor
 import actors.kernels as kernels_package
 from actors.errors import KernelError
 from actors.kernels import _native, registry
-from actors.kernels.contract import AttentionInputs, GateWeights, HeadWeights, Kernels, LayerKV, MlpWeights
+from actors.kernels.contract import (
+    AttentionInputs,
+    GateWeights,
+    HeadWeights,
+    Kernels,
+    LayerKV,
+    MlpWeights,
+    SequenceRows,
+)
 from actors.kernels.native.kernels import NativeKernels
 from actors.kernels.reference.kernels import ReferenceKernels
 from actors.model.config import RopeScaling
@@ -162,7 +170,7 @@ def test_rope_is_exact_far_out(position: int) -> None:
     written = []
     for kernels in (NativeKernels(EPS), reference()):
         cache = LayerKV(torch.zeros(1, 1, 2, 32), torch.zeros(1, 1, 2, 32))
-        rows = layers.SequenceRows(0, 1, position, torch.zeros(position + 1, dtype=torch.int64))
+        rows = SequenceRows(0, 1, position, torch.zeros(position + 1, dtype=torch.int64))
         inputs = AttentionInputs(torch.tensor([position]), torch.tensor([0]), [rows])
         kernels.attention_half(hidden, weights, spec, inputs, cache)
         written.append(cache.keys)
@@ -335,7 +343,7 @@ def test_attention_outside_its_cache_is_refused(slot: int, rows: tuple[int, int,
     """Slots, blocks and rows that lie outside the cache or the batch are a ValueError, not a write."""
     spec = layers.layer_spec()
     cache = LayerKV(torch.zeros(2, 8, 2, 32), torch.zeros(2, 8, 2, 32))
-    sequence = layers.SequenceRows(*rows[:3], torch.tensor(rows[3]))
+    sequence = SequenceRows(*rows[:3], torch.tensor(rows[3]))
     inputs = AttentionInputs(torch.tensor([0]), torch.tensor([slot]), [sequence])
     with pytest.raises(ValueError, match=message):
         NativeKernels(EPS).attention_half(torch.randn(1, 16), layers.attention_weights(spec, 16), spec, inputs, cache)
@@ -346,9 +354,10 @@ def test_the_registry_offers_native_on_cpus_and_the_reference_elsewhere() -> Non
     families = ("native", "reference")
     on_cpu = registry.load_kernels("cpu", rms_norm_eps=EPS, row_independent=True, families=families)
     on_cuda = registry.load_kernels("cuda", rms_norm_eps=EPS, row_independent=True, families=families)
-    assert isinstance(on_cpu.head.__self__, NativeKernels)
-    assert on_cpu.head.__self__ is on_cpu.gate.__self__
-    assert isinstance(on_cuda.head.__self__, ReferenceKernels)
+    owners = [getattr(call, "__self__", None) for call in (on_cpu.head, on_cpu.gate, on_cuda.head)]
+    assert isinstance(owners[0], NativeKernels)
+    assert owners[1] is owners[0]
+    assert isinstance(owners[2], ReferenceKernels)
 
 
 def test_a_missing_build_says_how_to_build(monkeypatch: pytest.MonkeyPatch) -> None:

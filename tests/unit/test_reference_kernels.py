@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.kernels.contract import AttentionWeights, GateWeights, Kernels
+from actors.kernels.contract import AttentionWeights, ExpertWeights, GateWeights, Kernels, MlpWeights
 from actors.kernels.native.kernels import NativeKernels
 from actors.kernels.reference.kernels import ReferenceKernels
 from actors.kernels.reference.linear import linear
@@ -75,7 +75,7 @@ def test_the_clamp_comes_after_silu(gate: float, up: float, limit: float, expect
 def test_the_mlp_clamps_its_activation(kernels: Kernels) -> None:
     """Identity projections show the activation itself: gate 20 and up -9 under a limit of 7 make -49."""
     one = torch.ones(1, 1)
-    weights = layers.MlpWeights(20.0 * one, -9.0 * one, one)
+    weights = MlpWeights(20.0 * one, -9.0 * one, one)
     assert kernels.shared_expert(one, weights, layers.layer_spec(shared_limit=7.0)).item() == pytest.approx(-49.0)
     assert kernels.shared_expert(one, weights, layers.layer_spec()).item() == pytest.approx(-180.0)
 
@@ -155,7 +155,7 @@ def test_experts_answer_in_the_order_of_the_pairs(kernels: Kernels) -> None:
     """Expert s multiplies by s + 1 (an up projection of s + 1, a saturated gate): each pair shows row and slot."""
     one = torch.ones(3, 1, 1)
     scale = torch.arange(1.0, 4.0).view(3, 1, 1)
-    weights = layers.ExpertWeights(100.0 * one, scale / 100.0, one)
+    weights = ExpertWeights(100.0 * one, scale / 100.0, one)
     hidden = torch.tensor([[1.0], [10.0]])
     pair_row, pair_slot = (torch.tensor(ids, dtype=torch.int32) for ids in ([1, 0, 1, 0], [2, 0, 0, 2]))
     out = kernels.expert_mlp(hidden, pair_row, pair_slot, weights, 0.0)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -34,6 +35,9 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free, "shared between proces
 class Doorbell {
   public:
     static constexpr size_t kBytes = 4096;
+    // Offers of the core to the others before the sleep. With more processes than cores the answer is often there
+    // when the core comes back, and two system calls and a wake-up are saved; with an idle core it costs a microsecond.
+    static constexpr int kYields = 1;
 
     explicit Doorbell(const Fd& memfd) : mapping_(memfd, kBytes), bell_(reinterpret_cast<Bell*>(mapping_.data())) {}
 
@@ -59,7 +63,11 @@ class Doorbell {
             // Both are read before the look at the slots: a ring after that look is one of the `num_missing`.
             const uint32_t gate = bell_->gate.load();
             const uint32_t rings = bell_->rings.load();
-            const uint32_t num_missing = missing();
+            uint32_t num_missing = missing();
+            for (int yields = 0; num_missing != 0 && yields < kYields; ++yields) {
+                sched_yield();
+                num_missing = missing();
+            }
             if (num_missing == 0) return true;
             const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Clock::now()).count();
             if (left <= 0) return false;

@@ -1,0 +1,187 @@
+"""Everything a client can get wrong in a generation request: a 400 that names it, and the engine is not called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.api.scripted import ScriptedEngine
+from tests.fakes.api import (
+    CHAT,
+    COMPLETIONS,
+    CONTEXT_TOKENS,
+    HI,
+    MODEL_NAME,
+    VOCAB_SIZE,
+    api_client,
+    chat,
+    completion,
+    tell,
+    write_model_folder,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"))
+
+
+BAD_FIELDS: list[tuple[dict[str, Any], str | None]] = [
+    ({"temperature": "0.5"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_k": 1.5}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"frequency_penalty": 3}, "frequency_penalty"),
+    ({"presence_penalty": -3}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 10**9}, "max_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"max_tokens": CONTEXT_TOKENS}, "max_tokens"),
+    ({"min_tokens": 10**6}, "min_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"n": 10**9}, "n"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop": "x" * 257}, "stop"),
+    ({"stop": 5}, "stop"),
+    ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+    ({"logit_bias": {str(VOCAB_SIZE): 1}}, "logit_bias"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream": False, "stream_options": {"include_usage": True}}, "stream_options"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"echo": True}, "echo"),
+    ({"best_of": 2}, "best_of"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs"),
+    ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
+    ({"model": 5}, "model"),
+    ({"model": None}, "model"),
+]
+
+BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": "Hi"}, "messages"),
+    ({"messages": None}, "messages"),
+    ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ({"messages": [*HI, {"role": "user", "content": [{"type": "image_url"}]}]}, "messages[1].content"),
+    ({"messages": [{"role": "user", "content": "word " * 400}]}, None),
+    ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, "messages"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}]},
+        "messages",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '"\\ud800"'}}]}]},
+        "messages",
+    ),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+]
+
+BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": {"a": 1}}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": [1.0]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": [VOCAB_SIZE - 1]}, "prompt"),
+    ({"prompt": [VOCAB_SIZE]}, "prompt"),
+    ({"prompt": [2**40]}, "prompt"),
+    ({"prompt": [5] * CONTEXT_TOKENS}, None),
+    ({"prompt": "word " * 400}, None),
+    ({"prompt": "x" * 1_000_000}, "prompt"),
+    ({"prompt": ["x"] * 33}, "prompt"),
+    ({"prompt": ["x"] * 300}, "prompt"),
+    ({"prompt": ["x"] * 5, "n": 8}, "prompt"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"suffix": "x"}, "suffix"),
+]
+
+BAD_INPUTS = [
+    *[(CHAT, chat(**fields), param) for fields, param in BAD_FIELDS + BAD_CHATS],
+    *[(COMPLETIONS, completion(**fields), param) for fields, param in BAD_FIELDS + BAD_COMPLETIONS],
+]
+
+
+async def test_bad_input_never_reaches_the_engine(folder: Path) -> None:
+    """Every wrong field is a 400 in OpenAI's form that names it, and the engine is not called."""
+    engine = ScriptedEngine(lambda request: tell([5]))
+    wrong = []
+    async with api_client(folder, engine) as client:
+        for path, body, param in BAD_INPUTS:
+            for stream in (False, True):
+                answer = await client.post(path, json={"stream": stream, **body})
+                error = answer.json().get("error", {})
+                seen = (answer.status_code, error.get("type"), error.get("param"), set(error))
+                if seen != (400, "invalid_request_error", param, {"message", "type", "param", "code"}):
+                    wrong.append((path, str(body)[:150], answer.status_code, answer.text[:300]))
+    assert wrong == []
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"model":"\\ud800"}',
+        b'{"model":"' + MODEL_NAME.encode() + b'"}',
+    ],
+)
+async def test_bodies_that_are_no_request(raw: bytes, path: str, folder: Path) -> None:
+    """Broken JSON, other JSON and absent fields are a 400, never a 422 or 500."""
+    engine = ScriptedEngine(lambda request: tell([5]))
+    async with api_client(folder, engine) as client:
+        answer = await client.post(path, content=raw)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "frequency_penalty", "repetition_penalty"])
+async def test_numbers_that_are_none(number: str, field: str, folder: Path) -> None:
+    """NaN and infinities, which Python's JSON would let through, are a 400 for that field."""
+    engine = ScriptedEngine(lambda request: tell([5]))
+    raw = f'{{"model":"{MODEL_NAME}","prompt":"x","{field}":{number}}}'
+    async with api_client(folder, engine) as client:
+        answer = await client.post(COMPLETIONS, content=raw)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert engine.requests == []
