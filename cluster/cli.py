@@ -30,6 +30,7 @@ app = typer.Typer(
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+DRAINING = "draining: running requests end, then the cluster stops (Ctrl-C again exits at once)"
 EXIT_FAILED = 1
 EXIT_NOW = 130
 GIB = 2**30
@@ -101,7 +102,7 @@ def _serve(config: ClusterConfig) -> None:
                 console.print(_ready_message(config, cluster.url), soft_wrap=True)
                 stop.wait()
         finally:
-            console.print("draining: running requests end, then the cluster stops (Ctrl-C again exits at once)", soft_wrap=True)
+            console.print(DRAINING, soft_wrap=True)
             cluster.close()
     console.print("stopped")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from actors.attention.config import AttentionConfig
 from actors.expert.config import ExpertConfig
@@ -27,6 +27,14 @@ DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
 
 # Set once for both tiers, because two values could never agree.
 SHARED_ENGINE_FIELDS = ("device", "deterministic")
+
+
+def _make_absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+# Replicas do not share the working directory of the command.
+AbsolutePath = Annotated[Path, AfterValidator(_make_absolute)]
 
 
 class _Section(BaseModel):
@@ -83,7 +91,7 @@ class GatewayConfig(_Section):
     num_replicas: int = Field(1, ge=1, description="gateway processes")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
-    api_keys_file: Path | None = Field(None, description="bearer keys, one a line; without it the API is open")
+    api_keys_file: AbsolutePath | None = Field(None, description="bearer keys, one a line; without it the API is open")
     max_context_tokens: int | None = Field(None, ge=2, description="shortens the checkpoint's context")
     limits: ApiLimits = Field(default_factory=ApiLimits)
 
@@ -118,7 +126,7 @@ class RayConfig(_Section):
 class ClusterConfig(_Section):
     """One cluster. Only `checkpoint` has no default."""
 
-    checkpoint: Path = Field(description="folder with config.json, safetensors and tokenizer")
+    checkpoint: AbsolutePath = Field(description="folder with config.json, safetensors and tokenizer")
     model_name: str | None = Field(
         None, min_length=1, max_length=256, description="name in the API; None: the folder's"
     )
@@ -130,12 +138,6 @@ class ClusterConfig(_Section):
     control: ControlConfig = Field(default_factory=ControlConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of our own loggers")
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _make_absolute(cls, value: Path) -> Path:
-        """Replicas do not share the working directory of the command."""
-        return value.expanduser().absolute()
 
     @model_validator(mode="after")
     def _check_devices(self) -> Self:
@@ -206,10 +208,11 @@ def load_config(
         raise ConfigurationError(f"configuration ({source}): {len(problems)} problem(s)\n{listed}") from None
 
 
-def export_environment(variables: Mapping[str, str]) -> None:
+def export_environment(variables: Mapping[str, str], environ: MutableMapping[str, str] | None = None) -> None:
     """Set variables for this process and those it starts, unless the operator has set them."""
+    target = os.environ if environ is None else environ
     for name, value in variables.items():
-        os.environ.setdefault(name, value)
+        target.setdefault(name, value)
 
 
 def _read_file(file: Path) -> dict[str, Any]:

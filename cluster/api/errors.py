@@ -68,6 +68,7 @@ ANSWERS: Mapping[type[Exception] | ErrorKind, Answer] = {
     ExpertsUnavailable: _UNAVAILABLE,
     TimeoutError: _LATE,
     ErrorKind.REJECTED: _INVALID,
+    ErrorKind.OVERLOADED: _BUSY,
     ErrorKind.UNAVAILABLE: _UNAVAILABLE,
     ErrorKind.DEADLINE: _LATE,
     ErrorKind.INTERNAL: _BUG,

@@ -23,7 +23,6 @@ DEADLINE_S = 1800.0
 # Title of the recorded section -> module and arguments.
 BENCHMARKS: dict[str, Sequence[str]] = {
     "exchange-shm": ("ops.bench.exchange", "--transport", "shm"),
-    "exchange-gloo": ("ops.bench.exchange", "--transport", "gloo"),
     "memory": ("ops.bench.memory",),
     "decode": ("ops.bench.decode",),
 }

@@ -66,10 +66,11 @@ class BundleMember:
         while not self._stopped.is_set():
             try:
                 self._join_and_serve()
-            except (RuntimeError, ValueError, FrameError) as error:
-                if not self._stopped.is_set():
-                    sentence = str(error).partition("\n")[0]
-                    log.warning("not in the bundle of %s: %s", self._place.attention.address, sentence)
+            except RuntimeError as error:
+                # The other end went, or cannot be reached yet: its own log says why.
+                log.info("not in the bundle of %s: %s", self._place.attention.address, str(error).partition("\n")[0])
+            except (ValueError, FrameError) as error:
+                log.warning("not in the bundle of %s: %s", self._place.attention.address, error)
             self._stopped.wait(_RETRY_S)
 
     def _join_and_serve(self) -> None:

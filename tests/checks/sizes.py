@@ -26,7 +26,6 @@ BANNED_FILE_NAMES = frozenset({"utils", "util", "common", "helpers", "misc", "co
 EXEMPTIONS: dict[str, str] = {
     "routing/dispatcher.py:compute": "a frame's fields one by one; a dataclass would be built per frame for nothing",
     "actors/expert/shard.py:compute": "as the contract in routing/dispatcher.py",
-    "routing/transport/shm.py:_work": "a frame's fields as the native module hands them over, unpacked per frame",
 }
 
 

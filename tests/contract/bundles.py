@@ -213,6 +213,27 @@ def renumbered(exchange: Exchange, sequence: int) -> Exchange:
     return replace(exchange, sequence=sequence)
 
 
+def in_thread(action: Callable[[], object]) -> Callable[[], object]:
+    """Start it; the result joins the thread and gives what was returned or raised."""
+    outcome: list[object] = []
+
+    def call() -> None:
+        try:
+            outcome.append(action())
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            outcome.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+
+    def result() -> object:
+        thread.join(DEADLINE_S)
+        assert outcome, "it still waits"
+        return outcome[0]
+
+    return result
+
+
 def _serve(port: ExpertPort, answer: Answer, stop: threading.Event, failures: list[BaseException]) -> None:
     try:
         while not stop.is_set():

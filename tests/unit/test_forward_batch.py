@@ -33,6 +33,7 @@ def test_a_step_of_decode_and_chunk_is_laid_out_by_hand() -> None:
     scheduler = _scheduler()
     _add(scheduler, "short", range(10, 13))
     first = scheduler.schedule()
+    assert _batch(first.items).logit_rows.tolist() == [2]
     scheduler.commit(first)
     scheduler.accept(first.items[0].sequence, 77)
     _add(scheduler, "long", range(20, 40))

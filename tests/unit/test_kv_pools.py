@@ -173,6 +173,24 @@ def test_capacity_says_the_numbers() -> None:
         cache.check_capacity(17, 4)
 
 
+def test_admission_counts_idle_hits_and_reserved_blocks_as_taken() -> None:
+    """6 blocks, 4 of them an idle hit: 2 are left for the rest of the prompt, and fewer if some are reserved."""
+    cache, kv = _cache(num_full=6), SequenceKv()
+    tokens = list(range(28))
+    _compute(cache, kv, tokens[:16])
+    cache.release(kv)
+    for length, reserved, expected in ((24, 0, True), (24, 1, False), (28, 0, False)):
+        can_admit = cache.can_admit(SequenceKv(), tokens[:length], max_rows=4, reserved_blocks=reserved)
+        assert can_admit is expected
+
+
+@pytest.mark.parametrize(("num_sliding", "expected"), [(2, False), (3, True)])
+def test_admission_needs_the_sliding_blocks_of_one_chunk(num_sliding: int, expected: bool) -> None:
+    """A window of 6 and a chunk of 4 span 9 positions, at most 3 blocks."""
+    cache = _cache(num_sliding=num_sliding)
+    assert cache.can_admit(SequenceKv(), list(range(40)), max_rows=4, reserved_blocks=0) is expected
+
+
 def test_views_of_a_table_stay_true_while_it_grows() -> None:
     """A batch may keep a view: appending, dropping and reallocating do not change it."""
     table = BlockTable()

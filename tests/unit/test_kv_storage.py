@@ -99,6 +99,9 @@ def test_the_sliding_pool_carries_every_window_and_a_full_step() -> None:
     assert sliding_pool_blocks(layout, demand) >= worst
     spread = 4 * layout.max_sliding_blocks(16)
     assert sliding_pool_blocks(layout, demand) >= spread
+    # A window of 33: every second row of a sequence may start a block of its own.
+    tight, shared = KvLayout(block_size=16, window=33), replace(demand, max_step_tokens=8)
+    assert sliding_pool_blocks(tight, shared) >= 4 * tight.max_sliding_blocks(2)
     cached = replace(demand, cached_windows=2)
     assert sliding_pool_blocks(layout, cached) > sliding_pool_blocks(layout, demand)
     assert sliding_pool_blocks(KvLayout(16, 0), demand) == 0

@@ -91,6 +91,9 @@ def test_ties_go_to_the_lowest_id() -> None:
     assert results[1].logprob is not None
     assert [token_id for token_id, _ in results[1].logprob.top] == [3, 5, 0]
     assert probabilities(torch.zeros(4), _row(top_p=0.5), 4).tolist() == [0.5, 0.5, 0.0, 0.0]
+    equals = torch.cat([torch.full((1000,), -1.0), torch.zeros(1000)])
+    kept = probabilities(equals, _row(top_p=0.2), 2000).nonzero().flatten()
+    assert kept.tolist() == list(range(1000, 1000 + len(kept)))
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.99, 0.9999])

@@ -127,18 +127,35 @@ def test_the_latest_of_the_lowest_priority_is_preempted_and_continues_identicall
 
 
 def test_a_higher_priority_prefill_takes_blocks_from_a_decode_scheduled_in_the_same_step() -> None:
-    """The victim leaves the plan and its rows return to the budget."""
-    scheduler = _scheduler(num_full=10)
-    low = scheduler.add(_request("low", 16, max_tokens=20, priority=5), 0.0)
-    for _ in range(2):
+    """The victim leaves the plan, its row returns to the budget, and nobody is admitted into the blocks just freed.
+
+    11 blocks, 4 rows a step: while the prompt of 30 is computed 3 rows at a time, the low one grows from 2 to 4 blocks.
+    """
+    scheduler = _scheduler(num_full=11, max_running=2, max_waiting=1, max_step_tokens=4)
+    low = scheduler.add(_request("low", 4, max_tokens=30, priority=5), 0.0)
+    _step(scheduler)
+    high = scheduler.add(_request("high", 30, max_tokens=2), 0.0)
+    _step(scheduler)
+    scheduler.add(_request("tiny", 2, priority=1), 0.0)
+    schedule = _step(scheduler)
+    while not schedule.preempted:
+        schedule = _step(scheduler)
+    assert schedule.preempted == (low,)
+    assert [item.sequence for item in schedule.items] == [high]
+    assert (scheduler.num_waiting, scheduler.num_preempted) == (2, 1)
+
+
+def test_a_preempted_sequence_takes_no_place_in_the_queue_of_new_requests() -> None:
+    """max_waiting bounds requests that have not run yet."""
+    scheduler = _scheduler(num_full=8, max_model_len=20, max_waiting=1)
+    scheduler.add(_request("first", 6, max_tokens=14), 0.0)
+    _step(scheduler)
+    scheduler.add(_request("second", 6, max_tokens=14), 0.0)
+    while not scheduler.num_preempted:
         _step(scheduler)
-    high = scheduler.add(_request("high", 16, max_tokens=20, priority=0), 0.0)
-    schedules = [_step(scheduler) for _ in range(20)]
-    assert low.num_preemptions >= 1
-    assert high.num_preemptions == 0
-    assert any(low in schedule.preempted for schedule in schedules)
-    for schedule in schedules:
-        assert not {item.sequence for item in schedule.items} & set(schedule.preempted)
+    scheduler.add(_request("third", 2), 0.0)
+    with pytest.raises(EngineOverloaded):
+        scheduler.add(_request("fourth", 2), 0.0)
 
 
 def test_the_lowest_ranked_waits_with_its_blocks_instead_of_preempting_itself() -> None:

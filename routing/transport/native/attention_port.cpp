@@ -13,9 +13,9 @@ constexpr int32_t kMaxReasonBytes = 1024;
 }  // namespace
 
 std::optional<uint32_t> AttentionLink::find_slot() const {
-    for (uint32_t slot = 0; slot < slots.count(); ++slot) {
+    for (uint32_t slot = 0; slot < slots->count(); ++slot) {
         if (uses[slot] == Use::kIdle) return slot;
-        const bool is_late = uses[slot] == Use::kAbandoned && phase_of(slots.state(slot).load()) == Phase::kAnswered;
+        const bool is_late = uses[slot] == Use::kAbandoned && phase_of(slots->state(slot).load()) == Phase::kAnswered;
         if (is_late) return slot;
     }
     return std::nullopt;
@@ -161,7 +161,7 @@ std::vector<int32_t> AttentionPort::send(const DispatchIds& ids, const DispatchA
         first_pair += part.header.num_pairs;
     }
     // Wake nobody before everything is copied: a woken rank may take this core from us.
-    for (const Part& part : open.parts) part.link->slots.state(part.slot).store(slot_state(part.ticket, Phase::kReady));
+    for (const Part& part : open.parts) part.link->slots->state(part.slot).store(slot_state(part.ticket, Phase::kReady));
     for (const Part& part : open.parts) part.link->bell.ring();
     open_.push_back(std::move(open));
     return {};
@@ -208,7 +208,7 @@ std::vector<int32_t> AttentionPort::reserve(Open& open, const DispatchIds& ids, 
 void AttentionPort::fill(const Part& part, const DispatchArrays& arrays, int64_t first_row, int64_t first_pair) const {
     const DispatchLayout layout(part.header, limits_);
     const size_t row_bytes = limits_.row_bytes();
-    std::byte* frame = part.link->slots.request(part.slot);
+    std::byte* frame = part.link->slots->request(part.slot);
     std::memcpy(frame, &part.header, sizeof(part.header));
     for (int32_t row = 0; row < part.header.num_rows; ++row) {
         const std::byte* token = arrays.hidden + arrays.row_token[first_row + row] * row_bytes;
@@ -221,7 +221,7 @@ void AttentionPort::fill(const Part& part, const DispatchArrays& arrays, int64_t
 }
 
 bool AttentionPort::Part::is_answered() const {
-    return link->slots.state(slot).load() == slot_state(ticket, Phase::kAnswered);
+    return link->slots->state(slot).load() == slot_state(ticket, Phase::kAnswered);
 }
 
 uint32_t AttentionPort::num_missing(const Open& open) const {
@@ -251,13 +251,13 @@ std::optional<std::vector<Reply>> AttentionPort::receive(int64_t sequence, doubl
 Reply AttentionPort::read_reply(const Part& part) const {
     // The peer may write while we look: copy first, then compare with what we know to be right.
     FrameHeader reply, expected = part.header;
-    std::memcpy(&reply, part.link->slots.reply(part.slot), sizeof(reply));
-    const auto is_expected = [&] { return std::memcmp(&reply, &expected, sizeof(reply)) == 0; };
+    std::memcpy(&reply, part.link->slots->reply(part.slot), sizeof(reply));
     expected.kind = kCombine;
-    if (is_expected()) return {part.link->id, part.slot, kOutputs, num_vectors(expected)};
-    expected.kind = kRefuse;
-    expected.num_rows = std::clamp(reply.num_rows, 0, kMaxReasonBytes);
-    if (is_expected()) return {part.link->id, part.slot, kRefusal, expected.num_rows};
+    if (std::memcmp(&reply, &expected, sizeof(reply)) == 0)
+        return {part.link->id, part.slot, kOutputs, num_vectors(expected)};
+    const bool is_ours = reply.magic == expected.magic && reply.version == expected.version;
+    if (is_ours && reply.kind == kRefuse)
+        return {part.link->id, part.slot, kRefusal, std::clamp(reply.num_rows, 0, kMaxReasonBytes)};
     return {part.link->id, part.slot, kCorrupt, 0};
 }
 
@@ -275,7 +275,7 @@ void AttentionPort::drop(int64_t sequence) {
     if (open == open_.end()) return;
     const std::lock_guard guard(mutex_);
     for (const Part& part : open->parts) {
-        std::atomic<uint64_t>& state = part.link->slots.state(part.slot);
+        std::atomic<uint64_t>& state = part.link->slots->state(part.slot);
         uint64_t ready = slot_state(part.ticket, Phase::kReady);
         const bool is_taken_back = state.compare_exchange_strong(ready, slot_state(part.ticket, Phase::kFree));
         const bool is_idle = is_taken_back || part.is_answered();

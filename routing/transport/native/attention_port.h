@@ -40,14 +40,17 @@ struct AttentionLink {
     enum class Use { kIdle, kOpen, kAbandoned };
 
     AttentionLink(int64_t id, Slots slots, const Fd& bell_memory)
-        : id(id), slots(std::move(slots)), bell(bell_memory), uses(this->slots.count(), Use::kIdle) {}
+        : id(id),
+          slots(std::make_shared<const Slots>(std::move(slots))),
+          bell(bell_memory),
+          uses(this->slots->count(), Use::kIdle) {}
 
     // A slot that can take a request, or nothing. An abandoned one is free again once its late answer is there.
     std::optional<uint32_t> find_slot() const;
     bool can_take_rows() const { return !is_dead && find_slot().has_value(); }
 
     const int64_t id;
-    const Slots slots;
+    const std::shared_ptr<const Slots> slots;  // shared with the views
     Doorbell bell;  // the expert side's
     std::vector<Use> uses;
     uint64_t next_ticket = 1;

@@ -27,8 +27,8 @@ bool pairs_point_inside(const std::byte* frame, const FrameHeader& header, const
 std::optional<uint32_t> ExpertLink::find_ready() const {
     std::optional<uint32_t> oldest;
     uint64_t oldest_state = 0;
-    for (uint32_t slot = 0; slot < slots.count(); ++slot) {
-        const uint64_t state = slots.state(slot).load();
+    for (uint32_t slot = 0; slot < slots->count(); ++slot) {
+        const uint64_t state = slots->state(slot).load();
         if (phase_of(state) != Phase::kReady || taken[slot].is_held) continue;
         if (oldest && state >= oldest_state) continue;
         oldest = slot;
@@ -38,25 +38,27 @@ std::optional<uint32_t> ExpertLink::find_ready() const {
 }
 
 std::optional<uint32_t> ExpertLink::find_held(int64_t sequence) const {
-    for (uint32_t slot = 0; slot < slots.count(); ++slot)
+    for (uint32_t slot = 0; slot < slots->count(); ++slot)
         if (taken[slot].is_held && taken[slot].header.sequence == sequence) return slot;
     return std::nullopt;
 }
 
-void ExpertLink::answer(uint32_t slot, FrameKind kind, int32_t num_rows) {
-    FrameHeader header = taken[slot].header;
-    header.kind = kind;
-    header.num_rows = num_rows;
-    std::memcpy(slots.reply(slot), &header, sizeof(header));
+void ExpertLink::answer(uint32_t slot, const FrameHeader& header) {
+    std::memcpy(slots->reply(slot), &header, sizeof(header));
     taken[slot].is_held = false;
-    slots.state(slot).store(slot_state(taken[slot].ticket, Phase::kAnswered));
+    slots->state(slot).store(slot_state(taken[slot].ticket, Phase::kAnswered));
     bell.ring();
 }
 
 void ExpertLink::refuse(uint32_t slot, const std::string& reason) {
     const size_t num_bytes = std::min(reason.size(), kMaxReasonBytes);
-    std::memcpy(slots.reply(slot) + sizeof(FrameHeader), reason.data(), num_bytes);
-    answer(slot, kRefuse, static_cast<int32_t>(num_bytes));
+    std::memcpy(slots->reply(slot) + sizeof(FrameHeader), reason.data(), num_bytes);
+    // Not the request's header: it may be what is refused.
+    FrameHeader header = blank;
+    header.kind = kRefuse;
+    header.sequence = taken[slot].header.sequence;
+    header.num_rows = static_cast<int32_t>(num_bytes);
+    answer(slot, header);
 }
 
 // Membership ----------------------------------------------------------------------------------------------------------
@@ -197,18 +199,18 @@ std::vector<Request> ExpertPort::receive(double timeout_s) {
 
 void ExpertPort::take_requests(ExpertLink& link, std::vector<Request>& requests) const {
     // Each round takes one slot; a peer that keeps refilling slots cannot hold us here.
-    for (uint32_t round = 0; round < link.slots.count(); ++round) {
+    for (uint32_t round = 0; round < link.slots->count(); ++round) {
         const auto slot = link.find_ready();
         if (!slot) return;
-        uint64_t state = link.slots.state(*slot).load();
+        uint64_t state = link.slots->state(*slot).load();
         if (phase_of(state) != Phase::kReady) continue;
         const uint64_t ticket = state >> 2;
-        if (!link.slots.state(*slot).compare_exchange_strong(state, slot_state(ticket, Phase::kTaken))) continue;
+        if (!link.slots->state(*slot).compare_exchange_strong(state, slot_state(ticket, Phase::kTaken))) continue;
         FrameHeader header;
-        std::memcpy(&header, link.slots.request(*slot), sizeof(header));
+        std::memcpy(&header, link.slots->request(*slot), sizeof(header));
         link.taken[*slot] = {true, ticket, header};
         const char* fault = dispatch_fault(header, limits_);
-        if (!fault && !pairs_point_inside(link.slots.request(*slot), header, limits_))
+        if (!fault && !pairs_point_inside(link.slots->request(*slot), header, limits_))
             fault = "the frame has a pair of a row that it does not carry";
         if (fault) {
             link.refuse(*slot, fault);
@@ -224,10 +226,11 @@ void ExpertPort::reply(int64_t link_id, int64_t sequence, const std::byte* outpu
     if (!link) return;
     const auto slot = link->find_held(sequence);
     if (!slot) throw std::invalid_argument("reply to a request that is not held: answered already?");
-    const FrameHeader& header = link->taken[*slot].header;
+    FrameHeader header = link->taken[*slot].header;
     if (num_vectors_given != num_vectors(header)) throw std::invalid_argument("reply with another number of vectors");
-    std::memcpy(link->slots.reply(*slot) + sizeof(FrameHeader), outputs, num_vectors_given * limits_.row_bytes());
-    link->answer(*slot, kCombine, header.num_rows);
+    std::memcpy(link->slots->reply(*slot) + sizeof(FrameHeader), outputs, num_vectors_given * limits_.row_bytes());
+    header.kind = kCombine;
+    link->answer(*slot, header);
 }
 
 void ExpertPort::refuse(int64_t link_id, int64_t sequence, const std::string& reason) {

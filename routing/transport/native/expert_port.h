@@ -32,24 +32,26 @@ struct ExpertLink {
     ExpertLink(std::string bundle, Fd socket, const Fd& slots_memory, const Fd& bell_memory, const Limits& limits)
         : bundle(std::move(bundle)),
           socket(std::move(socket)),
-          slots(slots_memory, limits),
+          slots(std::make_shared<const Slots>(slots_memory, limits)),
           bell(bell_memory),
-          taken(slots.count()) {}
+          taken(slots->count()),
+          blank(limits.largest) {}
 
     // The oldest request that waits, or nothing.
     std::optional<uint32_t> find_ready() const;
     // The slot in which request `sequence` is held, or nothing.
     std::optional<uint32_t> find_held(int64_t sequence) const;
     // Write the header of a reply, hand the slot back and ring.
-    void answer(uint32_t slot, FrameKind kind, int32_t num_rows);
+    void answer(uint32_t slot, const FrameHeader& header);
     void refuse(uint32_t slot, const std::string& reason);
 
     int64_t id = 0;
     const std::string bundle;
     Fd socket;
-    const Slots slots;
+    const std::shared_ptr<const Slots> slots;  // shared with the views, which must not keep the socket open
     Doorbell bell;  // the attention side's
     std::vector<Taken> taken;
+    const FrameHeader blank;  // a header with the agreed constants
 };
 
 class ExpertPort {

@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 
@@ -44,29 +45,31 @@ step35::Limits make_limits(const nb::bytes& largest_header, uint32_t item_bytes,
 }
 
 // A frame as an array that keeps the link's memory mapped for as long as anybody looks at it.
-template <class Link>
-Bytes view_frame(std::shared_ptr<Link> link, std::byte* frame, uint64_t frame_bytes) {
-    auto* owned = new std::shared_ptr<Link>(std::move(link));
-    const nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::shared_ptr<Link>*>(p); });
+// A frame as an array that keeps the link's memory mapped for as long as anybody looks at it.
+Bytes view_frame(std::shared_ptr<const step35::Slots> slots, std::byte* frame, uint64_t frame_bytes) {
+    auto owned = std::make_unique<std::shared_ptr<const step35::Slots>>(std::move(slots));
+    const nb::capsule owner(owned.get(), [](void* p) noexcept {
+        delete static_cast<std::shared_ptr<const step35::Slots>*>(p);
+    });
+    owned.release();
     return Bytes(reinterpret_cast<uint8_t*>(frame), {frame_bytes}, owner);
 }
 
-template <class Link>
-void check_slot(const Link& link, uint32_t slot) {
-    if (slot >= link->slots.count()) throw std::invalid_argument("no such slot");
+void check_slot(const step35::Slots& slots, uint32_t slot) {
+    if (slot >= slots.count()) throw std::invalid_argument("no such slot");
 }
 
 Bytes reply_frame(AttentionPort& port, int64_t link_id, uint32_t slot) {
-    auto link = port.link_of_open_exchange(link_id);
-    check_slot(link, slot);
-    return view_frame(link, link->slots.reply(slot), port.limits().frame_bytes);
+    const auto slots = port.link_of_open_exchange(link_id)->slots;
+    check_slot(*slots, slot);
+    return view_frame(slots, slots->reply(slot), port.limits().frame_bytes);
 }
 
 Bytes request_frame(ExpertPort& port, int64_t link_id, uint32_t slot) {
-    auto link = port.find_link(link_id);
+    const auto link = port.find_link(link_id);
     if (!link) throw std::invalid_argument("no such link");
-    check_slot(link, slot);
-    return view_frame(link, link->slots.request(slot), port.limits().frame_bytes);
+    check_slot(*link->slots, slot);
+    return view_frame(link->slots, link->slots->request(slot), port.limits().frame_bytes);
 }
 
 // What the limits mean for tensors. `sample` has the dtype and the width of the rows.

@@ -1,0 +1,132 @@
+"""ClusterConfig: defaults that run, errors that name field, value and rule, one order of precedence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.config import ClusterConfig, export_environment, load_config
+from cluster.errors import ConfigurationError
+
+CHECKPOINT = {"checkpoint": Path("/models/step")}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_checkpoint_is_all_it_needs() -> None:
+    """One attention actor, eight expert ranks, this machine only."""
+    config = load_config(None, overrides=CHECKPOINT, environ={})
+    assert (config.attention.num_replicas, config.experts.ep_size, config.gateway.host) == (1, 8, "127.0.0.1")
+    assert config.served_name == "step"
+    assert config.api.model_name == "step"
+
+
+def test_file_then_environment_then_command_line(tmp_path: Path) -> None:
+    """Each overrides the one before; what it does not name stays."""
+    file = write(tmp_path, "checkpoint: /a\nlog_level: error\nexperts: {ep_size: 2, num_redundant_slots: 1}\n")
+    environ = {"STEP35__EXPERTS__EP_SIZE": "4", "STEP35__LOG_LEVEL": "warning", "STEP35_OTHER": "x", "HOME": "/"}
+    config = load_config(file, overrides={"log_level": "debug", "checkpoint": None}, environ=environ)
+    assert (config.experts.ep_size, config.experts.num_redundant_slots) == (4, 1)
+    assert (config.log_level, config.checkpoint) == ("debug", Path("/a"))
+
+
+def test_nested_variables_reach_the_engines() -> None:
+    """A variable can set a field of a part's own config, and its text is YAML."""
+    environ = {"STEP35__ATTENTION__ENGINE__MAX_RUNNING": "7", "STEP35__ATTENTION__RESOURCES__LABELS": "{tier: a}"}
+    config = load_config(None, overrides=CHECKPOINT, environ=environ)
+    assert config.attention.engine.max_running == 7
+    assert config.attention.resources.labels == {"tier": "a"}
+
+
+def test_deterministic_and_device_have_one_source() -> None:
+    """Both tiers get the same flag, each its tier's device, and their other fields unchanged."""
+    fields = {
+        "checkpoint": "/a",
+        "deterministic": True,
+        "attention": {"device": "cuda:1", "engine": {"max_running": 3}},
+    }
+    config = ClusterConfig.model_validate(fields)
+    assert config.attention_engine.deterministic
+    assert config.expert_engine.deterministic
+    assert (config.attention_engine.device, config.expert_engine.device) == ("cuda:1", "cpu")
+    assert config.attention_engine.max_running == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("experts: {ep_size: 0}", r"experts\.ep_size = 0: .*greater than or equal to 1"),
+        ("experts: {ep_sise: 4}", r"experts\.ep_sise is not a field; did you mean ep_size\?"),
+        (
+            "attention: {engine: {max_runing: 4}}",
+            r"attention\.engine\.max_runing is not a field; did you mean max_running",
+        ),
+        ("colour: blue", r"colour is not a field; known here: .*transport"),
+        ("experts: {num_replicas: 4}", r"num_replicas 4 must equal ep_size 8"),
+        ("attention: {engine: {deterministic: true}}", r"deterministic is not set here: it stands one level up"),
+        ("experts: {engine: {device: cuda}}", r"device is not set here"),
+        ("transport: carrier-pigeon", r"transport = 'carrier-pigeon'"),
+        ("transport: nccl", r"transport nccl needs both tiers on cuda, got cpu and cpu"),
+        ("attention: {device: tpu}", r"attention\.device = 'tpu'"),
+        ("control: {poll_s: 15}", r"poll_s 15\.0 must be at most half of lease_ttl_s 20\.0"),
+        ("gateway: {port: 70000}", r"gateway\.port = 70000"),
+        ("attention: {num_replicas: many}", r"attention\.num_replicas = 'many'"),
+        ("attention: {resources: {num_gpus: .nan}}", r"attention\.resources\.num_gpus = nan"),
+    ],
+)
+def test_errors_name_field_value_and_rule(tmp_path: Path, text: str, message: str) -> None:
+    """Nothing wrong is ignored, and the sentence is enough to repair it."""
+    with pytest.raises(ConfigurationError, match=message):
+        load_config(write(tmp_path, text), overrides=CHECKPOINT, environ={})
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    """A missing checkpoint and two wrong fields are one error with three lines."""
+    with pytest.raises(ConfigurationError, match=r"3 problem\(s\)") as caught:
+        load_config(write(tmp_path, "gateway: {port: 0}\nspeed: 9\n"), environ={})
+    assert "checkpoint is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
+def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> None:
+    """A list, broken YAML, a binary file: a sentence with the file's name."""
+    with pytest.raises(ConfigurationError, match=r"cluster\.yaml"):
+        load_config(write(tmp_path, text), environ={})
+
+
+def test_an_unreadable_file_or_variable_is_named(tmp_path: Path) -> None:
+    """The operator sees which one."""
+    with pytest.raises(ConfigurationError, match=r"absent\.yaml cannot be read"):
+        load_config(tmp_path / "absent.yaml", environ={})
+    with pytest.raises(ConfigurationError, match="STEP35__GATEWAY__PORT is not a YAML value"):
+        load_config(None, environ={"STEP35__GATEWAY__PORT": "["})
+
+
+def test_frozen_and_back_through_plain_values() -> None:
+    """A config reaches a replica as plain values and is the same there; nobody changes it."""
+    config = load_config(None, overrides=CHECKPOINT, environ={"STEP35__ATTENTION__ENGINE__MAX_RUNNING": "7"})
+    assert ClusterConfig.model_validate(config.to_dict()) == config
+    with pytest.raises(ValidationError):
+        config.log_level = "debug"  # type: ignore[misc]
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas do not share the working directory of the command."""
+    monkeypatch.chdir(tmp_path)
+    fields = {"checkpoint": "ck", "gateway": {"api_keys_file": "keys"}}
+    config = ClusterConfig.model_validate(fields)
+    assert config.checkpoint == tmp_path / "ck"
+    assert config.gateway.api_keys_file == tmp_path / "keys"
+
+
+def test_the_operators_own_variables_win() -> None:
+    """Exporting sets what is absent and leaves what is there."""
+    environ = {"A": "operator"}
+    export_environment({"A": "ours", "B": "ours"}, environ)
+    assert environ == {"A": "operator", "B": "ours"}
