@@ -12,7 +12,7 @@ MAX_IN_FLIGHT = 2  # two micro-batches
 
 
 def compute_dtype(config: AttentionConfig) -> torch.dtype:
-    """dtype of activations, KV cache and of the rows that travel: as set, or float32 on the CPU and bfloat16 on a GPU."""
+    """dtype of activations, KV cache and travelling rows: as set, or float32 on the CPU and bfloat16 on a GPU."""
     if config.compute_dtype == "auto":
         return torch.float32 if config.device == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute_dtype]

@@ -1,4 +1,4 @@
-"""LocalCluster: the whole split in one process and one thread, without Ray. For debugging, and the oracle of every other form."""
+"""LocalCluster: the whole split in one process and one thread, without Ray. For debugging, and the oracle."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ class LocalCluster:
             deterministic=config.deterministic,
         )
         shards = [load_shard(experts, checkpoint, expert_map, ep_rank) for ep_rank in range(expert_map.ep_size)]
-        dispatcher = LocalDispatcher(
-            expert_map, shards, deterministic=config.deterministic, device=config.device
-        )
+        dispatcher = LocalDispatcher(expert_map, shards, deterministic=config.deterministic, device=config.device)
         self.engine = load_engine(config, checkpoint, expert_map.ep_size, dispatcher)
 
     def generate(self, requests: Iterable[GenerateRequest]) -> dict[str, list[TokenEvent]]:

@@ -1,1 +1,1 @@
-"""One attention rank: sequences, scheduler, the step, and the plain class around them. Owns every piece of request state."""
+"""One attention rank: sequences, scheduler, step, and the plain class around them. Owns all request state."""

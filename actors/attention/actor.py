@@ -1,4 +1,4 @@
-"""AttentionActor: one attention rank as a plain class, without Ray. Owns the engine, its thread, the port and the streams.
+"""AttentionActor: one attention rank as a plain class, without Ray. Owns engine, engine thread, port and streams.
 
 Requests enter through the inbox and leave through streams; only the engine thread touches the engine. When the expert
 tier does not answer, the step is repeated until it does or the recovery deadline passes.

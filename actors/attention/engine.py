@@ -28,7 +28,7 @@ TOKENIZER_NAME = "tokenizer.json"
 
 
 def load_engine(config: AttentionConfig, checkpoint: Path, ep_size: int, dispatcher: Dispatcher) -> EngineStep:
-    """Slow: reads the attention tier's weights. Raises CheckpointError, or ValueError for a KV cache that is too small."""
+    """Slow: reads the attention tier's weights. Raises CheckpointError, ValueError if the KV cache is too small."""
     model = check_checkpoint(checkpoint, ep_size).config
     with SafetensorsSource(checkpoint) as source:
         weights = load_attention_weights(source, model, dtype=_param_dtype(config), device=config.device)

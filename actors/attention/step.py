@@ -1,6 +1,6 @@
 """The engine's step: schedule, forward, commit, sample, accept, publish.
 
-Single-threaded. Time is an argument. Whatever fails here fails one request, except the expert tier: that is the
+Single-threaded; time is an argument. Whatever fails here fails one request, except the expert tier: that is the
 caller's to wait for, and a failed step may simply be repeated, because it wrote nothing but KV slots it will write again.
 """
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 
 from actors.errors import ActorError
-from actors.messages import RequestError, TokenEvent
+from actors.messages import TokenEvent
 
 
 class TokenStream:

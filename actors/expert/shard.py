@@ -33,9 +33,7 @@ class ExpertShard:
         self._weights = weights
         self._kernels = kernels
 
-    def check(
-        self, *, map_epoch: int, moe_layer_idx: int, num_rows: int, pair_row: Tensor, pair_slot: Tensor
-    ) -> None:
+    def check(self, *, map_epoch: int, moe_layer_idx: int, num_rows: int, pair_row: Tensor, pair_slot: Tensor) -> None:
         """Raises ValueError for an epoch, layer, row or slot that this rank cannot serve. For rows from elsewhere."""
         if map_epoch != self._map_epoch:
             raise ValueError(f"map epoch {map_epoch} is not served, only {self._map_epoch}")

@@ -283,7 +283,7 @@ class _Reader:
             return [value] * total
         if len(value) != total:
             self.problems.append(
-                f"{name} has {len(value)} entries; {self._num_layers} layers and {self._num_mtp} MTP modules need {total}"
+                f"{name} has {len(value)} entries, needs {total}: {self._num_layers} layers, {self._num_mtp} modules"
             )
             return [default] * total
         return value
@@ -297,7 +297,7 @@ class _Reader:
             return []
         outside = [layer_id for layer_id in ids if not 0 <= layer_id < self._num_layers]
         if outside or not ids:
-            self.problems.append(f"moe_layers_enum {text!r} must name layers of 0..{self._num_layers - 1}, at least one")
+            self.problems.append(f"moe_layers_enum {text!r} must name layers of 0..{self._num_layers - 1}")
         return ids
 
     def _check_heads(self) -> None:
@@ -324,7 +324,9 @@ class _Reader:
     def _rotary_dim(self, layer_id: int, head_dim: int, factor: float) -> int:
         rotary_dim = round(head_dim * factor)
         if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
-            self.problems.append(f"partial_rotary_factors[{layer_id}] = {factor} rotates {rotary_dim} of {head_dim} dims")
+            self.problems.append(
+                f"partial_rotary_factors[{layer_id}] = {factor}: {rotary_dim} of {head_dim} dims rotate"
+            )
         return rotary_dim
 
     def _rope_scaling(self) -> RopeScaling | None:
@@ -367,7 +369,8 @@ class _Reader:
         return tuple(ids)
 
     def _max_positions(self) -> int:
-        values = {self._integer(n, 0, minimum=1) for n in ("max_position_embeddings", "max_seq_len") if n in self._fields}
+        names = [name for name in ("max_position_embeddings", "max_seq_len") if name in self._fields]
+        values = {self._positive(name) for name in names}
         if len(values) != 1:
             self.problems.append("max_position_embeddings and max_seq_len must agree, and one must be there")
             return 1

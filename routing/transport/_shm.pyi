@@ -1,14 +1,24 @@
-# Signatures of native/module.cpp. Sequences of integers are plain; addresses are those of contiguous CPU tensors.
+# Signatures of native/module.cpp.
 from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, dtype
+
+from routing.transport.contract import Work
+from routing.wire import FrameKind, Header
 
 OUTPUTS: int
 REFUSAL: int
 
 class Limits:
     def __init__(self, *, largest_header: bytes, item_bytes: int, max_in_flight: int, frame_bytes: int) -> None: ...
+
+class RowFormat:
+    def __init__(self, api: object, sample: Tensor) -> None: ...
+
+class WorkMaker:
+    def __init__(self, work_type: type[Work], header_type: type[Header], kind: FrameKind, dtype: dtype) -> None: ...
 
 class AttentionPort:
     def __init__(self, name: str, limits: Limits) -> None: ...
@@ -20,9 +30,9 @@ class AttentionPort:
     def status(self, ep_rank: int) -> str: ...
     def send(
         self,
+        format: RowFormat,
         ids: tuple[int, int, int, int, bool],
-        rows: tuple[int, int, int],
-        pairs: tuple[int, int, int],
+        arrays: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
         row_splits: Sequence[int],
         pair_splits: Sequence[int],
     ) -> list[int]: ...
@@ -38,8 +48,10 @@ class ExpertPort:
     @property
     def is_closed(self) -> bool: ...
     def reconcile(self, bundles: Set[str]) -> None: ...
-    def receive(self, timeout_s: float) -> list[tuple[int, int, int, int, bool, int, int, int, int]]: ...
-    def reply(self, link: int, sequence: int, outputs: int, num_vectors: int) -> None: ...
+    def receive(
+        self, timeout_s: float, maker: WorkMaker, views: Mapping[tuple[int, int, int, int], tuple[Tensor, ...]]
+    ) -> list[Work]: ...
+    def reply(self, format: RowFormat, link: int, sequence: int, outputs: Tensor) -> None: ...
     def refuse(self, link: int, sequence: int, reason: str) -> None: ...
     def request_frame(self, link: int, slot: int) -> NDArray[np.uint8]: ...
     def link_ids(self) -> list[int]: ...

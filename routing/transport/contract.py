@@ -77,7 +77,8 @@ class AttentionPort(Protocol):
         ...
 
     def send(self, exchange: Exchange) -> None:
-        """Send each rank of `exchange.plan.ranks` its rows and pairs. Raises BundleIncomplete before anything is sent."""
+        """Send each rank of `exchange.plan.ranks` its rows and pairs. Raises BundleIncomplete before anything is sent;
+        after a time-out a bundle may have to form again, so `wait_connected` comes first."""
         ...
 
     def receive(self, exchange: Exchange, timeout_s: float) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The Step-3.7 text model of transformers (same trunk) with the weights of one of our checkpoints: an outside oracle."""
+"""The Step-3.7 text model of transformers (same trunk) with the weights of our checkpoints: an outside oracle."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from torch import Tensor
 from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
 from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
+_NOT_FOR_THE_TEXT_MODEL = ("architectures", "auto_map", "torch_dtype")
+
 
 class TransformersOracle:
     """Logits of whole sequences, without a cache."""
 
     def __init__(self, fields: Mapping[str, Any], folder: Path) -> None:
         tensors = _read(folder)
-        kept = {name: value for name, value in fields.items() if name not in ("architectures", "auto_map", "torch_dtype")}
+        kept = {name: value for name, value in fields.items() if name not in _NOT_FOR_THE_TEXT_MODEL}
         config = Step3p7TextConfig(**kept, attn_implementation="eager")
         self._model = Step3p7TextModel(config).to(torch.float32).eval()
         self._head = tensors["lm_head.weight"].to(torch.float32)
         state = _renamed(tensors, config.num_hidden_layers)
         missing, unexpected = self._model.load_state_dict(state, strict=False)
-        assert not missing and not unexpected, (missing, unexpected)
+        assert not missing, missing
+        assert not unexpected, unexpected
 
     @torch.no_grad()
     def logits(self, token_ids: list[int]) -> Tensor:

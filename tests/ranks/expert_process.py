@@ -40,7 +40,8 @@ def main() -> None:
     actor = ExpertActor(config, options.checkpoint, ExpertMap.from_dict(job["expert_map"]), options.ep_rank, port)
     actor.start()
     try:
-        print(json.dumps({"endpoint": asdict(port.endpoint)}), flush=True)
+        sys.stdout.write(json.dumps({"endpoint": asdict(port.endpoint)}) + "\n")
+        sys.stdout.flush()
         for line in sys.stdin:
             view = json.loads(line)
             shards = {int(ep_rank): Endpoint(**fields) for ep_rank, fields in view["shards"].items()}

@@ -1,4 +1,4 @@
-"""The split without Ray: expert ranks as processes, attention actors in this one. For tests that need real processes."""
+"""The split without Ray: expert ranks as processes, attention actors in this one."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ CONFIG = AttentionConfig(
 
 
 def _redundant_map(shift: int) -> ExpertMap:
-    """Two own experts per rank and a copy of somebody else's, in another place for every shift; one slot stays empty."""
+    """Two own experts per rank, a copy of somebody else's (another for every shift), and a slot that stays empty."""
     row: list[int] = []
     for ep_rank in range(EP_SIZE):
         copy = (2 * ep_rank + 2 + shift) % EXPERTS

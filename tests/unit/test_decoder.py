@@ -1,4 +1,4 @@
-"""How forward passes are driven: order of dispatch and combine, and what happens to open handles when something fails."""
+"""How forward passes are driven: order of dispatch and combine, and what becomes of open handles in a failure."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def test_preemption_changes_no_bit(checkpoint: Path) -> None:
     """Sequences that outgrow the memory are computed again and end as if there had been room for all."""
     spec = SamplingSpec(max_tokens=40, temperature=0.8, ignore_eos=True, logprobs=0)
     requests = [
-        GenerateRequest(f"r{idx}", (idx, idx + 1, idx + 2), replace(spec, seed=idx), priority=idx % 2) for idx in range(5)
+        GenerateRequest(f"r{idx}", (idx, idx + 1, idx + 2), replace(spec, seed=idx), priority=idx % 2)
+        for idx in range(5)
     ]
     roomy = LocalCluster(checkpoint, EXACT.model_copy(update={"kv_cache_tokens": 480}), ep_size=4)
     tight = LocalCluster(checkpoint, EXACT.model_copy(update={"kv_cache_tokens": 96}), ep_size=4)

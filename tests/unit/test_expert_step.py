@@ -83,7 +83,8 @@ def test_merged_frames_get_what_each_would_get_alone(config: ModelConfig, per_ex
         alone = RecordingPort([work])
         serve_ready(alone, shard, 0.0)  # type: ignore[arg-type]
         assert torch.equal(alone.replies[work.bundle], together.replies[work.bundle])
-        assert alone.replies[work.bundle].shape == (2 * work.header.num_rows if per_expert else work.header.num_rows, HIDDEN)
+        vectors = work.header.num_pairs if per_expert else work.header.num_rows
+        assert alone.replies[work.bundle].shape == (vectors, HIDDEN)
 
 
 def test_partial_sums_are_the_weighted_vectors(config: ModelConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
@@ -150,7 +151,7 @@ def test_dropped_bundle_is_lost_and_comes_back() -> None:
         assert torch.equal(attention.receive(again, TIMEOUT_S)[0], again.hidden * 2)
 
 
-def _hello(expert: ShmExpertPort, *, magic: int = 0x53335348, version: int = 1) -> bytes:
+def _hello(*, magic: int = 0x53335348, version: int = 1) -> bytes:
     """The start of a good hello, with limits of zeros."""
     return struct.pack("<IIiI64s", magic, version, 0, 0, b"step35-stranger").ljust(HELLO_BYTES, b"\0")
 
@@ -173,10 +174,10 @@ def test_strangers_are_turned_away() -> None:
         fd = os.memfd_create("stranger")
         try:
             assert "not one of this protocol" in _answer_to(expert, b"GET / HTTP/1.1", [])
-            assert "not one of this protocol" in _answer_to(expert, _hello(expert), [fd])
-            assert "not one of this protocol" in _answer_to(expert, _hello(expert, magic=1), [fd, fd])
-            assert "version 9" in _answer_to(expert, _hello(expert, version=9), [fd, fd])
-            assert "limits differ" in _answer_to(expert, _hello(expert), [fd, fd])
+            assert "not one of this protocol" in _answer_to(expert, _hello(), [fd])
+            assert "not one of this protocol" in _answer_to(expert, _hello(magic=1), [fd, fd])
+            assert "version 9" in _answer_to(expert, _hello(version=9), [fd, fd])
+            assert "limits differ" in _answer_to(expert, _hello(), [fd, fd])
         finally:
             os.close(fd)
         sent = exchange(0, ep_size=1)
@@ -205,8 +206,6 @@ def test_memory_that_could_fault_is_turned_away(is_sealed: bool, fault: str) -> 
         os.ftruncate(memory, mmap.PAGESIZE)
         try:
             if is_sealed:
-                import fcntl
-
                 fcntl.fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK)
             assert fault in _answer_to(expert, hello, [memory, fds[1]])
         finally:

@@ -1,4 +1,4 @@
-"""Transcendental functions element by element, with an optional padding so that a value's bits do not depend on its place.
+"""Transcendental functions, optionally padded so that the bits of a value do not depend on its place.
 
 torch computes the body of a tensor in vectors and what is left over in scalars, whose exp and cos round differently.
 """

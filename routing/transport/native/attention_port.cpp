@@ -8,7 +8,6 @@ namespace step35 {
 namespace {
 
 constexpr auto kMaxBackoff = std::chrono::milliseconds(500);
-constexpr int32_t kMaxReasonBytes = 1024;
 
 }  // namespace
 

@@ -10,7 +10,6 @@ namespace step35 {
 namespace {
 
 constexpr size_t kMaxGuests = 256;
-constexpr size_t kMaxReasonBytes = 1024;
 constexpr auto kHelloTimeout = std::chrono::seconds(2);
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
 
@@ -51,7 +50,7 @@ void ExpertLink::answer(uint32_t slot, const FrameHeader& header) {
 }
 
 void ExpertLink::refuse(uint32_t slot, const std::string& reason) {
-    const size_t num_bytes = std::min(reason.size(), kMaxReasonBytes);
+    const size_t num_bytes = std::min<size_t>(reason.size(), kMaxReasonBytes);
     std::memcpy(slots->reply(slot) + sizeof(FrameHeader), reason.data(), num_bytes);
     // Not the request's header: it may be what is refused.
     FrameHeader header = blank;

@@ -29,6 +29,7 @@ struct FrameHeader {
 #pragma pack(pop)
 
 constexpr size_t kAlignment = 64;
+constexpr int32_t kMaxReasonBytes = 1024;  // of the sentence in a refusal
 static_assert(sizeof(FrameHeader) == kAlignment, "arrays start right behind the header");
 
 constexpr size_t align_up(size_t bytes, size_t alignment) { return (bytes + alignment - 1) / alignment * alignment; }
