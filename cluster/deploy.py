@@ -53,9 +53,9 @@ class Builders:
     attention: str = "cluster.tiers:build_attention"
 
 
-def build_application(config: ClusterConfig, shape: MapShape, builders: Builders | None = None) -> serve.Application:
-    """The four deployments, bound. The attention tier holds a handle of the expert tier that it never calls: Serve
-    stops a deployment only after its callers, so requests that are still running keep their experts."""
+def build_engine(config: ClusterConfig, shape: MapShape, builders: Builders | None = None) -> serve.Application:
+    """Coordinator, experts and attention, bound. The attention tier holds a handle of the expert tier that it never
+    calls: Serve stops a deployment only after its callers, so requests that are still running keep their experts."""
     fields, paths = config.to_dict(), builders or Builders()
     coordinator = _deployment(CoordinatorDeployment, COORDINATOR, coordinator_options(config).to_dict()).bind(
         fields, asdict(shape)
@@ -63,12 +63,19 @@ def build_application(config: ClusterConfig, shape: MapShape, builders: Builders
     experts = _deployment(ExpertDeployment, EXPERTS, expert_options(config).to_dict()).bind(
         fields, paths.expert, coordinator
     )
-    attention = _deployment(AttentionDeployment, ATTENTION, attention_options(config).to_dict()).bind(
+    return _deployment(AttentionDeployment, ATTENTION, attention_options(config).to_dict()).bind(
         fields, paths.attention, coordinator, experts
     )
-    return _deployment(GatewayDeployment, GATEWAY, gateway_options(config).to_dict()).bind(
-        fields, coordinator, attention
-    )
+
+
+def build_gateway(config: ClusterConfig) -> serve.Application:
+    """The HTTP API, an application of its own: deleting it lets its requests end while the engine still runs.
+    `serve.shutdown` alone would kill the HTTP proxies first and cut every stream."""
+    return _deployment(GatewayDeployment, GATEWAY, gateway_options(config).to_dict()).bind(config.to_dict())
+
+
+def gateway_app_name(config: ClusterConfig) -> str:
+    return f"{config.ray.app_name}-gateway"
 
 
 class CoordinatorDeployment(Coordinator):
@@ -165,13 +172,13 @@ class AttentionDeployment:
 class GatewayDeployment:
     """The HTTP API as a Serve ingress replica."""
 
-    def __init__(
-        self, fields: Mapping[str, Any], coordinator: DeploymentHandle[Any], attention: DeploymentHandle[Any]
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Any]) -> None:
         self._config = _configure(fields)
+        engine = self._config.ray.app_name
+        coordinator: DeploymentHandle[Any] = serve.get_deployment_handle(COORDINATOR, engine)
         remote = RemoteCoordinator(coordinator, self._config.control.call_timeout_s)
         self._watcher = Watcher(remote, settings=_watch_settings(self._config))
-        self._engine = RemoteEngine(attention, self._watcher)
+        self._engine = RemoteEngine(serve.get_deployment_handle(ATTENTION, engine), self._watcher)
         self._watcher.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -24,7 +24,15 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from cluster.config import ClusterConfig, export_environment
-from cluster.deploy import COORDINATOR, SERVE_NAMESPACE, Builders, MapShape, build_application
+from cluster.deploy import (
+    COORDINATOR,
+    SERVE_NAMESPACE,
+    Builders,
+    MapShape,
+    build_engine,
+    build_gateway,
+    gateway_app_name,
+)
 from cluster.errors import StartFailed
 from cluster.membership import ClusterStatus
 from cluster.resources import process_environment
@@ -87,12 +95,14 @@ class RunningCluster:
         return status
 
     def close(self) -> None:
-        """Let running requests end, then stop gateway, attention, experts and coordinator in this order. Idempotent."""
+        """Let running requests end: stop the gateway, then attention, experts and coordinator in this order. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
         # Ray reports the end of Serve's own controller as a failure, from a thread, on stdout.
         with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.suppress(TimeoutError):
+                serve.delete(gateway_app_name(self._config))
             serve.shutdown()
             self._wait_controller_gone()
             ray.shutdown()
@@ -109,16 +119,14 @@ class RunningCluster:
             waiting.wait(LOOK_PERIOD_S)
 
     def _raise_if_failed(self) -> None:
-        application = serve.status().applications.get(self._config.ray.app_name)
-        if application is not None and application.status in FAILED:
+        applications = serve.status().applications.values()
+        if any(application.status in FAILED for application in applications):
             raise StartFailed("the cluster did not start", self._problems())
 
     def _problems(self) -> list[str]:
-        application = serve.status().applications.get(self._config.ray.app_name)
-        if application is None:
-            return ["Serve does not know the application"]
         return [
             f"{name}: {deployment.status.value}: {deployment.message}".rstrip(": ")
+            for application in serve.status().applications.values()
             for name, deployment in application.deployments.items()
             if deployment.status.value != "HEALTHY"
         ]
@@ -131,12 +139,18 @@ def start_cluster(config: ClusterConfig, shape: MapShape, builders: Builders | N
     try:
         _start_ray(config)
         _start_serve(config)
-        target = serve.RunTarget(build_application(config, shape, builders), name=config.ray.app_name)
-        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        # In this order, because the gateway looks for the engine's deployments when it starts.
+        _deploy(serve.RunTarget(build_engine(config, shape, builders), name=config.ray.app_name, route_prefix=None))
+        _deploy(serve.RunTarget(build_gateway(config), name=gateway_app_name(config)))
     except (RayError, RayServeException, RuntimeError, ConnectionError, TimeoutError) as error:
         cluster.close()
         raise StartFailed("Ray did not start", [f"{type(error).__name__}: {error}"]) from error
     return cluster
+
+
+def _deploy(target: serve.RunTarget) -> None:
+    """Hand an application to Serve; returns when its deployments are known, long before they run."""
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def _start_ray(config: ClusterConfig) -> None:

@@ -23,10 +23,11 @@ import torch
 from routing.errors import TransportError
 from routing.plan import DispatchPlan
 from routing.transport.contract import AttentionPort, Endpoint, Exchange, ExpertPort, FrameLimits
-from routing.transport.shm import ShmAttentionPort, ShmExpertPort
+from routing.transport.select import TransportOptions, open_attention_port, open_expert_port
 
 _TIMEOUT_S = 30.0
-_WARM_UP_EXCHANGES = 200
+_WARM_UP_EXCHANGES = 50
+_OPTIONS = TransportOptions(timeout_s=_TIMEOUT_S)
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -48,17 +49,18 @@ class Setup:
 def main() -> None:
     """Entry point."""
     setup = _parse()
+    torch.set_num_threads(1)
     with _expert_processes(setup) as pipes, _attention_port(setup) as port:
         shards = _meet(port, pipes)
         port.wait_connected(sorted(shards), _TIMEOUT_S)
-        _time_exchanges(port, setup, _WARM_UP_EXCHANGES)
-        repeats = [_time_exchanges(port, setup, setup.exchanges) for _ in range(setup.repeats)]
+        _time_exchanges(port, setup, range(_WARM_UP_EXCHANGES))
+        repeats = [_time_exchanges(port, setup, sequences) for sequences in _sequences(setup)]
     _report(setup, [_quantiles(micros) for micros in repeats])
 
 
 def _parse() -> Setup:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--transport", choices=("shm",), default="shm")
+    parser.add_argument("--transport", choices=("shm", "gloo"), default="shm")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--row-bytes", type=int, default=8192)
     parser.add_argument("--exchanges", type=int, default=2000)
@@ -68,8 +70,7 @@ def _parse() -> Setup:
 
 @contextmanager
 def _attention_port(setup: Setup) -> Iterator[AttentionPort]:
-    torch.set_num_threads(1)
-    port = ShmAttentionPort(ep_size=setup.ranks, limits=setup.limits)
+    port = open_attention_port(setup.transport, ep_size=setup.ranks, limits=setup.limits, options=_OPTIONS)
     try:
         yield port
     finally:
@@ -79,7 +80,6 @@ def _attention_port(setup: Setup) -> Iterator[AttentionPort]:
 @contextmanager
 def _expert_processes(setup: Setup) -> Iterator[list[Connection]]:
     """One process per rank. Closing the pipes is what ends them."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited: nine processes share the cores
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
@@ -101,16 +101,17 @@ def _meet(port: AttentionPort, pipes: Sequence[Connection]) -> dict[int, Endpoin
     """Tell everybody who is there; in the cluster the view does this."""
     shards = {ep_rank: Endpoint(**pipe.recv()) for ep_rank, pipe in enumerate(pipes)}
     for pipe in pipes:
-        pipe.send(asdict(port.endpoint))
+        pipe.send((asdict(port.endpoint), {ep_rank: asdict(endpoint) for ep_rank, endpoint in shards.items()}))
     port.reconcile(shards)
     return shards
 
 
 def _expert_process(setup: Setup, ep_rank: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    port = ShmExpertPort(ep_rank=ep_rank, limits=setup.limits)
+    port = open_expert_port(setup.transport, ep_rank=ep_rank, limits=setup.limits, options=_OPTIONS)
     pipe.send(asdict(port.endpoint))
-    port.reconcile([Endpoint(**pipe.recv())], {})
+    attention, shards = pipe.recv()
+    port.reconcile([Endpoint(**attention)], {int(rank): Endpoint(**shard) for rank, shard in shards.items()})
     threading.Thread(target=_close_with_pipe, args=(port, pipe), daemon=True).start()
     try:
         while True:
@@ -141,11 +142,17 @@ def _one_row_each(setup: Setup) -> DispatchPlan:
     )
 
 
-def _time_exchanges(port: AttentionPort, setup: Setup, count: int) -> list[float]:
+def _sequences(setup: Setup) -> list[range]:
+    """One range per repeat: a bundle never uses a sequence number twice."""
+    starts = range(_WARM_UP_EXCHANGES, _WARM_UP_EXCHANGES + setup.repeats * setup.exchanges, setup.exchanges)
+    return [range(start, start + setup.exchanges) for start in starts]
+
+
+def _time_exchanges(port: AttentionPort, setup: Setup, sequences: range) -> list[float]:
     """Microseconds of each exchange, send to drop."""
     hidden = torch.randn(1, setup.limits.hidden_size).to(torch.bfloat16)
     plan, micros = _one_row_each(setup), []
-    for sequence in range(count):
+    for sequence in sequences:
         exchange = Exchange(sequence, 0, sequence % 42, 0, False, hidden, plan)
         start = time.perf_counter()
         port.send(exchange)

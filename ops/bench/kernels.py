@@ -2,9 +2,9 @@
 
     python -m ops.bench.kernels
 
-Times are of the one thread's processor, so that being preempted does not count; neighbours still share caches and clock,
-so compare the ratios of one run. Rows of `attention_half` are decoding sequences of 256 tokens, those of `prefill` one
-prompt.
+Times are processor time of the one thread, so that being preempted does not count; neighbours still share caches and
+clock, so compare the ratios of one run. Rows of `attention_half` are decoding sequences of 256 tokens, those of
+`prefill` one prompt.
 """
 
 from __future__ import annotations

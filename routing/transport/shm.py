@@ -245,7 +245,8 @@ def _native_limits(limits: FrameLimits) -> _shm.Limits:
 
 
 def _row_format(limits: FrameLimits) -> _shm.RowFormat:
-    return _shm.RowFormat(torch.Tensor.__dlpack_c_exchange_api__, torch.empty((0, limits.hidden_size), dtype=limits.dtype))
+    sample = torch.empty((0, limits.hidden_size), dtype=limits.dtype)
+    return _shm.RowFormat(torch.Tensor.__dlpack_c_exchange_api__, sample)
 
 
 def _arrays(frame: Tensor, header: Header) -> tuple[Tensor, ...]:

@@ -66,7 +66,8 @@ class ClusterProcess:
 
     def replica_pids(self, deployment: str) -> list[int]:
         """Processes of one of our deployments, by the title Ray gives them."""
-        title = f"ray::ServeReplica:{self.app_name}:{deployment}"
+        app_name = f"{self.app_name}-gateway" if deployment == "Gateway" else self.app_name
+        title = f"ray::ServeReplica:{app_name}:{deployment}"
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:

@@ -1,4 +1,4 @@
-"""An expert process that is killed in the middle of an exchange is noticed at once, by its hang-up, not by a time-out."""
+"""An expert process killed in the middle of an exchange is noticed by its hang-up, not by a time-out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One shm attention port and its expert ports in the test's own process and thread: the test plays every part in turn."""
+"""One shm attention port and its expert ports in the test's own thread: the test plays every part in turn."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_request_nobody_took_is_taken_back() -> None:
 
 
 def test_rank_that_hoards_requests_is_not_connected_until_it_answers() -> None:
-    """A rank that owes an answer in every slot gets no more rows at once, instead of a time-out each; then it recovers."""
+    """A rank that owes an answer in every slot gets no more rows, instead of a time-out each; it recovers."""
     with bundle(ep_size=1) as (attention, (expert,)):
         hoard = []
         for sequence in range(LIMITS.max_in_flight + 2):

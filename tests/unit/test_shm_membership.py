@@ -58,11 +58,11 @@ def test_other_limits_are_turned_away(change: dict[str, object], field: str) -> 
     with (
         closing(ShmExpertPort(ep_rank=0, limits=LIMITS)) as expert,
         closing(ShmAttentionPort(ep_size=1, limits=limits)) as attention,
-        pytest.raises(BundleIncomplete, match=f"limits differ.*{field}"),
     ):
         expert.reconcile([attention.endpoint], {})
         attention.reconcile({0: expert.endpoint})
-        attention.wait_connected([0], 0.2)
+        with pytest.raises(BundleIncomplete, match=f"limits differ.*{field}"):
+            attention.wait_connected([0], 0.2)
 
 
 def test_wrong_rank_is_turned_away() -> None:
@@ -70,11 +70,11 @@ def test_wrong_rank_is_turned_away() -> None:
     with (
         closing(ShmExpertPort(ep_rank=1, limits=LIMITS)) as expert,
         closing(ShmAttentionPort(ep_size=2, limits=LIMITS)) as attention,
-        pytest.raises(BundleIncomplete, match="this is expert rank 1, not 0"),
     ):
         expert.reconcile([attention.endpoint], {})
         attention.reconcile({0: expert.endpoint})
-        attention.wait_connected([0], 0.2)
+        with pytest.raises(BundleIncomplete, match="this is expert rank 1, not 0"):
+            attention.wait_connected([0], 0.2)
 
 
 def test_bundle_waits_at_the_door_until_the_view_lists_it() -> None:

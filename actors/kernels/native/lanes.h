@@ -159,7 +159,7 @@ STEP35_INLINE float largest(const Lanes& lanes) {
     return result;
 }
 
-// Calls body(start, Lanes-reader, Lanes-writer count) over [0, length): full vectors first, then one padded one.
+// Calls body(start, count) over [0, length): count is 16 but for the last, which may be less.
 template <typename Body>
 STEP35_INLINE void for_each_lanes(int64_t length, Body body) {
     int64_t start = 0;

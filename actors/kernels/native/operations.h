@@ -77,7 +77,7 @@ struct AttentionBatch {
     int64_t num_sequences;
 };
 
-// pair_row, pair_slot: [num_pairs]. weights: slot 0 of num_slots equal-sized experts that lie one behind the other.
+// pair_row, pair_slot: [num_pairs]. The matrices of an expert MLP are those of slot 0; num_slots follow one another.
 struct ExpertPairs {
     const int32_t* pair_row;
     const int32_t* pair_slot;

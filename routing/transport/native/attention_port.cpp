@@ -21,7 +21,10 @@ std::optional<uint32_t> AttentionLink::find_slot() const {
 }
 
 AttentionPort::AttentionPort(std::string name, const Limits& limits)
-    : name_(std::move(name)), limits_(limits), bell_memory_(create_sealed_memory(Doorbell::kBytes)), bell_(bell_memory_) {
+    : name_(std::move(name)),
+      limits_(limits),
+      bell_memory_(create_sealed_memory(Doorbell::kBytes)),
+      bell_(bell_memory_) {
     watcher_.start([this] { return watch(); });
 }
 
@@ -81,8 +84,10 @@ Watcher::Round AttentionPort::watch() {
     for (auto& [ep_rank, peer] : peers_) {
         if (!peer.socket.is_open() && Clock::now() >= peer.retry_at) connect_peer(ep_rank, peer);
         if (peer.socket.is_open()) read_socket(peer);
-        if (peer.socket.is_open()) round.add(peer.socket);
-        else round.wake_by(peer.retry_at);
+        if (peer.socket.is_open())
+            round.add(peer.socket);
+        else
+            round.wake_by(peer.retry_at);
     }
     return round;
 }
@@ -106,9 +111,12 @@ void AttentionPort::read_socket(Peer& peer) {
     while (peer.socket.is_open()) {
         const auto packet = receive_packet(peer.socket);
         if (!packet) return;
-        if (packet->bytes.empty()) hang_up(peer, "it hung up");
-        else if (peer.link) hang_up(peer, "it broke the protocol");
-        else read_welcome(peer, *packet);
+        if (packet->bytes.empty())
+            hang_up(peer, "it hung up");
+        else if (peer.link)
+            hang_up(peer, "it broke the protocol");
+        else
+            read_welcome(peer, *packet);
     }
 }
 
@@ -160,7 +168,8 @@ std::vector<int32_t> AttentionPort::send(const DispatchIds& ids, const DispatchA
         first_pair += part.header.num_pairs;
     }
     // Wake nobody before everything is copied: a woken rank may take this core from us.
-    for (const Part& part : open.parts) part.link->slots->state(part.slot).store(slot_state(part.ticket, Phase::kReady));
+    for (const Part& part : open.parts)
+        part.link->slots->state(part.slot).store(slot_state(part.ticket, Phase::kReady));
     for (const Part& part : open.parts) part.link->bell.ring();
     open_.push_back(std::move(open));
     return {};
@@ -173,8 +182,10 @@ void AttentionPort::check(const DispatchArrays& arrays, const std::vector<int32_
     for (size_t rank = 0; rank < row_splits.size(); ++rank) {
         const bool rows_fit = row_splits[rank] >= 0 && row_splits[rank] <= limits_.largest.num_rows;
         const bool pairs_fit = pair_splits[rank] >= 0 && pair_splits[rank] <= limits_.largest.num_pairs;
-        if (!rows_fit || !pairs_fit) throw std::invalid_argument("a rank gets more rows or pairs than the limits allow");
-        if (row_splits[rank] == 0 && pair_splits[rank] != 0) throw std::invalid_argument("a rank gets pairs without rows");
+        if (!rows_fit || !pairs_fit)
+            throw std::invalid_argument("a rank gets more rows or pairs than the limits allow");
+        if (row_splits[rank] == 0 && pair_splits[rank] != 0)
+            throw std::invalid_argument("a rank gets pairs without rows");
         num_rows += row_splits[rank];
     }
     const auto is_outside = [&](int64_t token) { return token < 0 || token >= arrays.num_tokens; };

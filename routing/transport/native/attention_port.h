@@ -1,5 +1,6 @@
 // The attention end of a bundle: one link per expert rank, exchanges that are open over them.
-// `send`, `receive` and `drop` belong to one thread; the watcher's thread owns the sockets; `mutex_` guards what they share.
+// `send`, `receive` and `drop` belong to one thread; the watcher's thread owns the sockets; `mutex_` guards what they
+// share.
 #pragma once
 
 #include <condition_variable>
@@ -51,7 +52,7 @@ struct AttentionLink {
 
     const int64_t id;
     const std::shared_ptr<const Slots> slots;  // shared with the views
-    Doorbell bell;  // the expert side's
+    Doorbell bell;                             // the expert side's
     std::vector<Use> uses;
     uint64_t next_ticket = 1;
     std::atomic<bool> is_dead{false};
@@ -71,8 +72,8 @@ class AttentionPort {
     std::string status(int32_t ep_rank);
 
     // The ranks that cannot take rows; nothing was sent unless it is empty.
-    std::vector<int32_t> send(const DispatchIds& ids, const DispatchArrays& arrays, const std::vector<int32_t>& row_splits,
-                              const std::vector<int32_t>& pair_splits);
+    std::vector<int32_t> send(const DispatchIds& ids, const DispatchArrays& arrays,
+                              const std::vector<int32_t>& row_splits, const std::vector<int32_t>& pair_splits);
     // The replies by ascending rank once all are there. Nothing when a rank died, the time is over or a signal came.
     std::optional<std::vector<Reply>> receive(int64_t sequence, double timeout_s);
     // Of an open exchange, the ranks that died owing an answer and those that still owe one.

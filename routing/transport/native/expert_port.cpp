@@ -114,8 +114,10 @@ void ExpertPort::read_guest(Guest& guest) {
     const auto packet = receive_packet(guest.link ? guest.link->socket : guest.socket);
     if (packet) {
         // After its hello a guest has nothing to say: whatever arrives is its hang-up or a breach.
-        if (guest.link || packet->bytes.empty()) guest.is_leaving = true;
-        else read_hello(guest, *packet);
+        if (guest.link || packet->bytes.empty())
+            guest.is_leaving = true;
+        else
+            read_hello(guest, *packet);
     } else if (!guest.link && Clock::now() >= guest.hello_by) {
         guest.is_leaving = true;
     }

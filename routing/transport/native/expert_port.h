@@ -1,5 +1,6 @@
 // The expert end of every bundle that one expert rank serves.
-// `receive`, `reply` and `refuse` belong to one thread; the watcher's thread owns the sockets; `mutex_` guards what they share.
+// `receive`, `reply` and `refuse` belong to one thread; the watcher's thread owns the sockets; `mutex_` guards what
+// they share.
 #pragma once
 
 #include <list>
@@ -49,7 +50,7 @@ struct ExpertLink {
     const std::string bundle;
     Fd socket;
     const std::shared_ptr<const Slots> slots;  // shared with the views, which must not keep the socket open
-    Doorbell bell;  // the attention side's
+    Doorbell bell;                             // the attention side's
     std::vector<Taken> taken;
     const FrameHeader blank;  // a header with the agreed constants
 };

@@ -32,7 +32,9 @@ constexpr size_t kAlignment = 64;
 constexpr int32_t kMaxReasonBytes = 1024;  // of the sentence in a refusal
 static_assert(sizeof(FrameHeader) == kAlignment, "arrays start right behind the header");
 
-constexpr size_t align_up(size_t bytes, size_t alignment) { return (bytes + alignment - 1) / alignment * alignment; }
+constexpr size_t align_up(size_t bytes, size_t alignment) {
+    return (bytes + alignment - 1) / alignment * alignment;
+}
 
 // What both ends agree on. `largest` is the header of the largest dispatch frame.
 struct Limits {

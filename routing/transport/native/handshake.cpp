@@ -22,7 +22,8 @@ struct Address {
 
     // A leading zero byte makes the name abstract: it belongs to the network namespace and dies with its socket.
     explicit Address(const std::string& name) {
-        if (name.empty() || name.size() >= kNameBytes) throw std::invalid_argument("the socket name has a wrong length");
+        if (name.empty() || name.size() >= kNameBytes)
+            throw std::invalid_argument("the socket name has a wrong length");
         value.sun_family = AF_UNIX;
         std::memcpy(value.sun_path + 1, name.data(), name.size());
         bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
@@ -142,7 +143,8 @@ std::string hello_fault(const Packet& packet, const Limits& limits, int32_t ep_r
     std::memcpy(&hello, packet.bytes.data(), sizeof(hello));
     if (hello.magic != kHandshakeMagic) return "the hello is not one of this protocol";
     if (hello.version != kHandshakeVersion)
-        return "link version " + std::to_string(hello.version) + ", this rank speaks " + std::to_string(kHandshakeVersion);
+        return "link version " + std::to_string(hello.version) + ", this rank speaks " +
+               std::to_string(kHandshakeVersion);
     if (hello.ep_rank != ep_rank)
         return "this is expert rank " + std::to_string(ep_rank) + ", not " + std::to_string(hello.ep_rank);
     if (!(hello.limits == limits)) return "limits differ: " + differing_field(hello.limits, limits);

@@ -11,7 +11,9 @@
 
 namespace step35 {
 
-void throw_errno(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
+void throw_errno(const char* what) {
+    throw std::system_error(errno, std::generic_category(), what);
+}
 
 Fd::~Fd() {
     if (fd_ >= 0) close(fd_);
@@ -20,8 +22,9 @@ Fd::~Fd() {
 Mapping::Mapping(const Fd& memfd, size_t bytes) : bytes_(bytes) {
     // A file that shrinks turns our next access into SIGBUS: the seal is what makes a peer's memory safe to touch.
     const int seals = fcntl(memfd.get(), F_GET_SEALS);
-    if (seals < 0 || !(seals & F_SEAL_SHRINK)) throw std::invalid_argument("the memory is not sealed against shrinking");
-    struct stat info {};
+    if (seals < 0 || !(seals & F_SEAL_SHRINK))
+        throw std::invalid_argument("the memory is not sealed against shrinking");
+    struct stat info{};
     if (fstat(memfd.get(), &info) < 0) throw_errno("fstat");
     if (static_cast<size_t>(info.st_size) < bytes) throw std::invalid_argument("the memory is smaller than agreed");
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memfd.get(), 0);

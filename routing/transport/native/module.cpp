@@ -48,9 +48,8 @@ step35::Limits make_limits(const nb::bytes& largest_header, uint32_t item_bytes,
 // A frame as an array that keeps the link's memory mapped for as long as anybody looks at it.
 Bytes view_frame(std::shared_ptr<const step35::Slots> slots, std::byte* frame, uint64_t frame_bytes) {
     auto owned = std::make_unique<std::shared_ptr<const step35::Slots>>(std::move(slots));
-    const nb::capsule owner(owned.get(), [](void* p) noexcept {
-        delete static_cast<std::shared_ptr<const step35::Slots>*>(p);
-    });
+    const nb::capsule owner(owned.get(),
+                            [](void* p) noexcept { delete static_cast<std::shared_ptr<const step35::Slots>*>(p); });
     owned.release();
     return Bytes(reinterpret_cast<uint8_t*>(frame), {frame_bytes}, owner);
 }
@@ -77,7 +76,8 @@ class RowFormat {
   public:
     RowFormat(const nb::capsule& api, nb::handle sample) : reader_(api), type_(reader_.type_of(sample)) {}
 
-    const std::byte* read_rows(nb::handle tensor, const char* name, const step35::Limits& limits, int64_t* num_rows) const {
+    const std::byte* read_rows(nb::handle tensor, const char* name, const step35::Limits& limits,
+                               int64_t* num_rows) const {
         return reader_.read(tensor, name, type_, limits.largest.hidden_size, num_rows);
     }
     // A vector of at least `length` numbers.
@@ -94,7 +94,9 @@ class RowFormat {
     step35::TensorType type_;
 };
 
-int64_t sum(const std::vector<int32_t>& splits) { return std::accumulate(splits.begin(), splits.end(), int64_t{0}); }
+int64_t sum(const std::vector<int32_t>& splits) {
+    return std::accumulate(splits.begin(), splits.end(), int64_t{0});
+}
 
 // arrays: hidden, row_token, pair_row, pair_slot, pair_weight.
 std::vector<int32_t> send(AttentionPort& port, const RowFormat& format, const step35::DispatchIds& ids,
@@ -129,9 +131,9 @@ class WorkMaker {
         const nb::tuple key = nb::make_tuple(bundle, slot, rows, pairs);
         const nb::tuple tensors = nb::steal<nb::tuple>(PyObject_GetItem(views.ptr(), key.ptr()));
         if (!tensors.is_valid()) throw nb::python_error();
-        const nb::object header = headers_.make({kind_, nb::bool_(per_expert), dtype_, nb::int_(map_epoch),
-                                                 nb::int_(sequence), nb::int_(layer), nb::int_(microbatch), rows, pairs,
-                                                 nb::int_(hidden_size)});
+        const nb::object header =
+            headers_.make({kind_, nb::bool_(per_expert), dtype_, nb::int_(map_epoch), nb::int_(sequence),
+                           nb::int_(layer), nb::int_(microbatch), rows, pairs, nb::int_(hidden_size)});
         return works_.make({bundle, header, tensors[0], tensors[1], tensors[2], tensors[3]});
     }
 
@@ -166,12 +168,14 @@ NB_MODULE(_shm, module) {
     module.attr("OUTPUTS") = static_cast<int>(step35::kOutputs);
     module.attr("REFUSAL") = static_cast<int>(step35::kRefusal);
 
-    nb::class_<step35::Limits>(module, "Limits").def(nb::new_(&make_limits), nb::kw_only(), "largest_header"_a, "item_bytes"_a,
-                                                     "max_in_flight"_a, "frame_bytes"_a);
+    nb::class_<step35::Limits>(module, "Limits")
+        .def(nb::new_(&make_limits), nb::kw_only(), "largest_header"_a, "item_bytes"_a, "max_in_flight"_a,
+             "frame_bytes"_a);
 
     nb::class_<RowFormat>(module, "RowFormat").def(nb::init<const nb::capsule&, nb::handle>(), "api"_a, "sample"_a);
     nb::class_<WorkMaker>(module, "WorkMaker")
-        .def(nb::init<nb::object, nb::object, nb::object, nb::object>(), "work_type"_a, "header_type"_a, "kind"_a, "dtype"_a);
+        .def(nb::init<nb::object, nb::object, nb::object, nb::object>(), "work_type"_a, "header_type"_a, "kind"_a,
+             "dtype"_a);
 
     nb::class_<AttentionPort>(module, "AttentionPort")
         .def(nb::init<std::string, const step35::Limits&>(), "name"_a, "limits"_a)

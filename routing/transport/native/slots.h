@@ -15,8 +15,12 @@ namespace step35 {
 
 enum class Phase : uint64_t { kFree = 0, kReady = 1, kTaken = 2, kAnswered = 3 };
 
-constexpr uint64_t slot_state(uint64_t ticket, Phase phase) { return ticket << 2 | static_cast<uint64_t>(phase); }
-constexpr Phase phase_of(uint64_t state) { return static_cast<Phase>(state & 3); }
+constexpr uint64_t slot_state(uint64_t ticket, Phase phase) {
+    return ticket << 2 | static_cast<uint64_t>(phase);
+}
+constexpr Phase phase_of(uint64_t state) {
+    return static_cast<Phase>(state & 3);
+}
 
 class Slots {
   public:

@@ -1,5 +1,6 @@
 // Reads Python tensors and makes Python records at the price of a few pointers. With eight expert processes on a few
-// cores every exchange finds cold caches, so each interpreted instruction on this path costs several times its usual price.
+// cores every exchange finds cold caches, so each interpreted instruction on this path costs several times its usual
+// price.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -45,13 +46,15 @@ class TensorReader {
     static constexpr int64_t kVector = -1;
 
     // api: the capsule `torch.Tensor.__dlpack_c_exchange_api__`.
-    explicit TensorReader(const nb::capsule& api) : api_(static_cast<const ExchangeApi*>(api.data("dlpack_exchange_api"))) {
+    explicit TensorReader(const nb::capsule& api)
+        : api_(static_cast<const ExchangeApi*>(api.data("dlpack_exchange_api"))) {
         if (api_->major != 1) throw std::runtime_error("this torch speaks another DLPack than version 1");
     }
 
     // The address of a contiguous CPU tensor of this type with `width` numbers per row, and in `num_rows` its length.
     // Throws std::invalid_argument naming what is wrong with it.
-    const std::byte* read(nb::handle tensor, const char* name, TensorType type, int64_t width, int64_t* num_rows) const {
+    const std::byte* read(nb::handle tensor, const char* name, TensorType type, int64_t width,
+                          int64_t* num_rows) const {
         const RawTensor raw = raw_of(tensor);
         const auto require = [&](bool holds, const char* what) {
             if (!holds) throw std::invalid_argument(std::string(name) + " must be " + what);
