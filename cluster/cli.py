@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Self
 
 import typer
 from rich.console import Console
@@ -82,22 +82,24 @@ def main() -> None:
 
 
 def _serve(config: ClusterConfig) -> None:
-    # Imported late: Ray and torch take seconds, and a wrong flag should be told at once.
+    # Imported late: Ray takes seconds, and a wrong flag should be told at once.
     from actors.weights.check import check_checkpoint
     from cluster.deploy import MapShape
+    from cluster.progress import progress_line
     from cluster.start import start_cluster
 
-    with console.status(f"checking {config.checkpoint}"):
-        model = check_checkpoint(config.checkpoint, config.experts.ep_size).config
     stop = threading.Event()
     _stop_on_signals(stop)
-    with console.status("starting Ray") as display:
+    with _Display() as display:
+        display.say(f"checking {config.checkpoint}")
+        model = check_checkpoint(config.checkpoint, config.experts.ep_size).config
+        display.say("starting Ray")
         cluster = start_cluster(config, MapShape(len(model.moe_layers), model.num_experts))
         # Ray has put a handler of its own over SIGTERM, which would abort this process.
         _stop_on_signals(stop)
         try:
-            is_ready = cluster.wait_ready(_Progress(config, display.update), stop)
-            display.stop()
+            is_ready = cluster.wait_ready(lambda status: display.say(progress_line(config, status)), stop)
+            display.end()
             if is_ready:
                 console.print(_ready_message(config, cluster.url), soft_wrap=True)
                 stop.wait()
@@ -107,25 +109,31 @@ def _serve(config: ClusterConfig) -> None:
     console.print("stopped")
 
 
-class _Progress:
-    """Shows a line when it has changed: on a terminal as a spinner's text, otherwise printed."""
+class _Display:
+    """What is being done: a spinner on a terminal, otherwise a line whenever it changes. `end` before anything else
+    is printed; a context, so that no failure leaves a spinner behind."""
 
-    def __init__(self, config: ClusterConfig, update: Any) -> None:
-        self._config = config
-        self._update = update
+    def __init__(self) -> None:
+        self._spinner = console.status("")
         self._shown = ""
 
-    def __call__(self, status: Any) -> None:
-        from cluster.progress import progress_line
-
-        line = progress_line(self._config, status)
-        if line == self._shown:
-            return
-        self._shown = line
+    def __enter__(self) -> Self:
         if console.is_terminal:
-            self._update(line)
-        else:
-            console.print(line, soft_wrap=True)
+            self._spinner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def say(self, text: str) -> None:
+        if console.is_terminal:
+            self._spinner.update(text)
+        elif text != self._shown:
+            console.print(text, soft_wrap=True)
+        self._shown = text
+
+    def end(self) -> None:
+        self._spinner.stop()
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, MutableMapping
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,7 @@ from actors.expert.config import ExpertConfig
 from cluster.api.settings import ApiLimits, ApiSettings
 from cluster.errors import ConfigurationError
 
+PACKAGE = "step35-cluster"
 ENV_PREFIX = "STEP35__"
 ENV_DELIMITER = "__"
 
@@ -172,6 +174,7 @@ class ClusterConfig(_Section):
         return ApiSettings(
             checkpoint=self.checkpoint,
             model_name=self.served_name,
+            version=_version(),
             max_context_tokens=gateway.max_context_tokens,
             api_keys_file=gateway.api_keys_file,
             limits=gateway.limits,
@@ -247,6 +250,14 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         values[name] = inner = dict(inner) if isinstance(inner, dict) else {}
         values = inner
     values[last] = value
+
+
+def _version() -> str:
+    """Of the installed package; a source tree that is not installed has none."""
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _refuse_shared(value: Any) -> Any:

@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 LOOK_PERIOD_S = 0.5
 CALL_TIMEOUT_S = 5.0
 SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
-FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
 class RunningCluster:
@@ -95,7 +94,7 @@ class RunningCluster:
         return status
 
     def close(self) -> None:
-        """Let running requests end: stop the gateway, then attention, experts and coordinator in this order. Idempotent."""
+        """Let running requests end, then stop gateway, attention, experts, coordinator, in this order. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -120,7 +119,7 @@ class RunningCluster:
 
     def _raise_if_failed(self) -> None:
         applications = serve.status().applications.values()
-        if any(application.status in FAILED for application in applications):
+        if any(application.status is ApplicationStatus.DEPLOY_FAILED for application in applications):
             raise StartFailed("the cluster did not start", self._problems())
 
     def _problems(self) -> list[str]:

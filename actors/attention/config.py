@@ -31,7 +31,8 @@ class AttentionConfig(BaseModel):
         "auto", description="Type of activations, KV and travelling rows; auto: float32 on the CPU, bfloat16 on a GPU."
     )
     kernels: tuple[str, ...] = Field(
-        ("reference",), description="Kernel families, first choice first; the reference serves what the others do not."
+        ("native", "reference"),
+        description="Kernel families, first choice first; the reference serves what the others do not.",
     )
     exchange_timeout_s: float = Field(
         10.0, gt=0, allow_inf_nan=False, description="Seconds an expert exchange may take before a rank is lost."
@@ -49,6 +50,11 @@ class AttentionConfig(BaseModel):
         if self.kv_cache_tokens is not None and self.kv_cache_bytes is not None:
             raise ValueError(
                 f"kv_cache_tokens {self.kv_cache_tokens} and kv_cache_bytes {self.kv_cache_bytes}: only one may be set"
+            )
+        if self.compute_dtype == "bfloat16" and self.device == "cpu" and "native" in self.kernels:
+            raise ValueError(
+                "compute_dtype bfloat16 on device cpu is not served by the native kernels: "
+                "use compute_dtype float32, or kernels [reference]"
             )
         if self.max_step_tokens < self.max_running:
             raise ValueError(

@@ -17,7 +17,8 @@ class ExpertConfig(BaseModel):
         "auto", description="dtype the weights are held in; auto keeps the checkpoint's (fp8 becomes bfloat16)"
     )
     kernels: tuple[str, ...] = Field(
-        ("reference",), description="kernel families, first choice first; the reference serves what the others do not"
+        ("native", "reference"),
+        description="kernel families, first choice first; the reference serves what the others do not",
     )
     deterministic: bool = Field(False, description="row-independent kernels: a row's bits do not depend on its batch")
     receive_timeout_s: float = Field(

@@ -62,7 +62,7 @@ def _refuse_illegal(port: ExpertPort, shard: ExpertShard, work: Work) -> bool:
 def _serve(port: ExpertPort, shard: ExpertShard, group: Sequence[Work]) -> None:
     try:
         outputs = _compute(shard, group)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         _serve_apart(port, shard, group, error)
         return
     for work, part in zip(group, outputs, strict=True):

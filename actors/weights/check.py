@@ -13,8 +13,8 @@ from pathlib import Path
 
 from actors.errors import CheckpointError, ConfigError
 from actors.model.config import ModelConfig, parse_model_config
-from actors.weights.formats import ITEM_BYTES
 from actors.weights.index import TensorInfo, read_index
+from actors.weights.item_bytes import ITEM_BYTES
 from actors.weights.json_object import read_object
 from actors.weights.plan import (
     SlotPlan,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from actors.weights.formats import ITEM_BYTES
+from actors.weights.item_bytes import ITEM_BYTES
 from actors.weights.json_object import parse_object, read_object
 
 INDEX_NAME = "model.safetensors.index.json"

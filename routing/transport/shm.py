@@ -174,9 +174,9 @@ class ShmExpertPort:
 
     def reply(self, work: Work, outputs: Tensor) -> None:
         """As the contract. Raises ValueError when the outputs have another shape or dtype than the Work asks for."""
-        if not outputs.is_contiguous():
-            outputs = outputs.contiguous()
-        self._port.reply(self._format, work.bundle, work.header.sequence, outputs)
+        # Asking the tensor itself, every time, costs more than the rest of this method.
+        if not self._port.reply(self._format, work.bundle, work.header.sequence, outputs):
+            self._port.reply(self._format, work.bundle, work.header.sequence, outputs.contiguous())
 
     def refuse(self, work: Work, reason: str) -> None:
         self._port.refuse(work.bundle, work.header.sequence, reason)

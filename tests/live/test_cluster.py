@@ -12,7 +12,7 @@ from tests.live.conftest import ENDLESS
 
 
 def stream(client: openai.OpenAI, max_tokens: int) -> Any:
-    """A greedy stream over the end-of-sequence token, so that its length is known."""
+    """A greedy stream that goes on after the end-of-sequence token, so that its length is known."""
     return client.completions.create(
         model="tiny",
         prompt=[5, 6, 7],
@@ -66,14 +66,15 @@ def test_a_client_that_leaves_is_aborted(client: openai.OpenAI) -> None:
 
 
 def test_a_killed_expert_costs_a_pause_or_a_clear_error(cluster: ClusterProcess, client: openai.OpenAI) -> None:
-    """Mid-request: the stream ends by itself, complete or with an error that says to try again. Then all is as before."""
+    """Mid-request: the stream ends by itself, complete or with an error that says to try again."""
     chunks = iter(stream(client, 600))
     next(chunks)
     killed = cluster.kill_replica("ExpertActor")
     try:
-        assert finish_of(chunks) == "length"
+        end = finish_of(chunks)
     except openai.APIError as error:
-        assert "again" in str(error)
+        end = str(error)
+    assert end == "length" or "again" in end
     cluster.wait_ready()
     assert killed not in cluster.replica_pids("ExpertActor")
     assert finish_of(stream(client, 4)) == "length"

@@ -1,4 +1,4 @@
-"""The command line: its whole list of options, what `check` prints, and that wrong input is a sentence and exit code 1."""
+"""The command line: its whole list of options, what `check` prints, what wrong input gets."""
 
 from __future__ import annotations
 

@@ -24,6 +24,11 @@ EXACT = AttentionConfig(
 )
 
 
+@pytest.fixture(scope="module", params=["native", "reference"])
+def exact(request: pytest.FixtureRequest) -> AttentionConfig:
+    return EXACT.model_copy(update={"kernels": (request.param, "reference")})
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_config(), seed=5)
@@ -55,9 +60,9 @@ def _answers(events: dict[str, list[TokenEvent]]) -> dict[str, tuple[list[int], 
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint: Path) -> dict[str, tuple[list[int], list[float]]]:
+def alone(checkpoint: Path, exact: AttentionConfig) -> dict[str, tuple[list[int], list[float]]]:
     """Each request run by itself: what every other form must reproduce."""
-    cluster = LocalCluster(checkpoint, EXACT, ep_size=4)
+    cluster = LocalCluster(checkpoint, exact, ep_size=4)
     return {request.request_id: _answers(cluster.generate([request]))[request.request_id] for request in _requests(8)}
 
 
@@ -73,9 +78,11 @@ Alone = dict[str, tuple[list[int], list[float]]]
     ],
     ids=["batched", "two micro-batches", "small chunks"],
 )
-def test_company_changes_no_bit(checkpoint: Path, alone: Alone, change: dict[str, object]) -> None:
+def test_company_changes_no_bit(
+    checkpoint: Path, exact: AttentionConfig, alone: Alone, change: dict[str, object]
+) -> None:
     """In deterministic mode tokens and logprobs are those of the request alone, bit for bit."""
-    cluster = LocalCluster(checkpoint, EXACT.model_copy(update=change), ep_size=4)
+    cluster = LocalCluster(checkpoint, exact.model_copy(update=change), ep_size=4)
     assert _answers(cluster.generate(_requests(8))) == alone
 
 
@@ -93,12 +100,12 @@ def test_preemption_changes_no_bit(checkpoint: Path) -> None:
     assert tight.engine.scheduler.num_preemptions_total > 0, "the case was meant to preempt"
 
 
-def test_placement_changes_no_bit(checkpoint: Path, alone: Alone) -> None:
+def test_placement_changes_no_bit(checkpoint: Path, exact: AttentionConfig, alone: Alone) -> None:
     """A map with redundant experts in odd places gives the same bits as the linear one."""
     layers, experts = 4, 16
     row = [15, 0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 1, 10, 11, 12, 13, 14, 2, -1]
     expert_map = expert_map_from_rows([row] * layers, experts, ep_size=4)
-    cluster = LocalCluster(checkpoint, EXACT, expert_map=expert_map)
+    cluster = LocalCluster(checkpoint, exact, expert_map=expert_map)
     assert _answers(cluster.generate(_requests(8))) == alone
 
 
@@ -120,9 +127,9 @@ def _failing_head(engine: EngineStep, *, at_call: int, error: Exception) -> Iter
         decoder.logits = original  # type: ignore[method-assign]
 
 
-def test_a_step_that_lost_a_rank_is_repeated_exactly(checkpoint: Path, alone: Alone) -> None:
-    """TransportError leaves the engine as it was: running again gives the same answer, with no token lost or doubled."""
-    cluster = LocalCluster(checkpoint, EXACT, ep_size=4)
+def test_a_step_that_lost_a_rank_is_repeated_exactly(checkpoint: Path, exact: AttentionConfig, alone: Alone) -> None:
+    """TransportError leaves the engine as it was: running again gives the same answer, no token lost or doubled."""
+    cluster = LocalCluster(checkpoint, exact, ep_size=4)
     engine = cluster.engine
     for request in _requests(8):
         engine.add(request, now=0.0)
@@ -141,17 +148,17 @@ def test_a_step_that_lost_a_rank_is_repeated_exactly(checkpoint: Path, alone: Al
     assert _answers(events) == alone
 
 
-def test_a_fault_of_one_batch_fails_nobody_else(checkpoint: Path, alone: Alone) -> None:
+def test_a_fault_of_one_batch_fails_nobody_else(checkpoint: Path, exact: AttentionConfig, alone: Alone) -> None:
     """A batch that raises is computed again sequence by sequence; all of them end as they would have alone."""
-    cluster = LocalCluster(checkpoint, EXACT, ep_size=4)
+    cluster = LocalCluster(checkpoint, exact, ep_size=4)
     with _failing_head(cluster.engine, at_call=4, error=RuntimeError("kernel")):
         answers = _answers(cluster.generate(_requests(8)))
     assert answers == alone
 
 
-def test_a_row_of_nan_fails_alone(checkpoint: Path, alone: Alone) -> None:
+def test_a_row_of_nan_fails_alone(checkpoint: Path, exact: AttentionConfig, alone: Alone) -> None:
     """Logits that are not finite end their own request with an error; the neighbours are untouched."""
-    cluster = LocalCluster(checkpoint, EXACT, ep_size=4)
+    cluster = LocalCluster(checkpoint, exact, ep_size=4)
     decoder = cluster.engine._decoder
     original, poisoned = decoder.logits, []
 

@@ -151,7 +151,7 @@ void mix_heads(const float* weights, int64_t weight_stride, const PagedRows<Elem
 
 // Consecutive query rows of one sequence, and query heads that share a key/value head: at most kMaxTileQueries pairs.
 struct QueryTile {
-    int64_t row;       // first row in the batch
+    int64_t row;  // first row in the batch
     int64_t num_rows;
     int64_t position;  // of the first row
     int64_t head;      // first query head
@@ -182,9 +182,8 @@ void score_tile(const AttentionLayer& layer, const QueryTile& tile, const PagedR
 
 static inline void scale_in_place(float* values, int64_t count, float scale) {
     const Lanes scales = broadcast(scale);
-    for_each_lanes(count, [&](int64_t at, int64_t n) {
-        store_up_to(values + at, load_up_to(values + at, n) * scales, n);
-    });
+    for_each_lanes(count,
+                   [&](int64_t at, int64_t n) { store_up_to(values + at, load_up_to(values + at, n) * scales, n); });
 }
 
 // Softmax and mix of one row's heads. scores: num_heads rows, `stride` apart, that begin with key `first`.
@@ -216,7 +215,9 @@ void attend_tile(const AttentionLayer& layer, const QueryTile& tile, const Paged
     }
 }
 
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
 
 // How one sequence is cut: rows and heads of a tile, and the scores it holds at most.
 struct Tiling {

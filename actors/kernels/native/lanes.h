@@ -75,7 +75,9 @@ STEP35_INLINE Lanes load_partial(const Element* source, int64_t count) {
     return load(padded);
 }
 
-STEP35_INLINE void store(float* target, const Lanes& lanes) { std::memcpy(target, &lanes, sizeof lanes); }
+STEP35_INLINE void store(float* target, const Lanes& lanes) {
+    std::memcpy(target, &lanes, sizeof lanes);
+}
 
 STEP35_INLINE void store_partial(float* target, const Lanes& lanes, int64_t count) {
     std::memcpy(target, &lanes, count * sizeof(float));
@@ -98,11 +100,11 @@ STEP35_INLINE Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& c)
     return result;
 }
 
-#define STEP35_LANEWISE(op)                                                                  \
-    STEP35_INLINE Lanes operator op(const Lanes& a, const Lanes& b) {                        \
-        Lanes result;                                                                        \
-        for (int i = 0; i < kParts; ++i) result.part[i] = a.part[i] op b.part[i];            \
-        return result;                                                                       \
+#define STEP35_LANEWISE(op)                                                       \
+    STEP35_INLINE Lanes operator op(const Lanes& a, const Lanes& b) {             \
+        Lanes result;                                                             \
+        for (int i = 0; i < kParts; ++i) result.part[i] = a.part[i] op b.part[i]; \
+        return result;                                                            \
     }
 STEP35_LANEWISE(+)
 STEP35_LANEWISE(-)

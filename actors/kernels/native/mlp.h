@@ -118,9 +118,8 @@ static inline void weigh_experts(const float* scores, const GateWeights& weights
 }
 
 static inline void sigmoid_in_place(float* values, int64_t count) {
-    for_each_lanes(count, [&](int64_t at, int64_t n) {
-        store_up_to(values + at, sigmoid(load_up_to(values + at, n)), n);
-    });
+    for_each_lanes(count,
+                   [&](int64_t at, int64_t n) { store_up_to(values + at, sigmoid(load_up_to(values + at, n)), n); });
 }
 
 static void gate(Scratch& scratch, const GateWeights& weights, const float* hidden, int64_t num_rows, float* normed,

@@ -60,14 +60,14 @@ void select_isa(const std::string& name) {
 
 // The calling thread's working memory, emptied when the call ends.
 class Call {
-public:
+  public:
     Call() = default;
     ~Call() { memory().reset(); }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
     Scratch& scratch() { return memory(); }
 
-private:
+  private:
     static Scratch& memory() {
         thread_local Scratch scratch;
         return scratch;
@@ -78,7 +78,7 @@ private:
 void check_range(const char* what, int64_t value, int64_t end) {
     if (value < 0 || value >= end) {
         throw std::invalid_argument(std::string(what) + " " + std::to_string(value) + " is outside 0.." +
-                                std::to_string(end - 1));
+                                    std::to_string(end - 1));
     }
 }
 
@@ -135,8 +135,7 @@ void run_gated_mlp(const GatedMlp& mlp, float limit, Address hidden, int64_t num
     selected->gated_mlp(call.scratch(), mlp, limit, at<const float>(hidden), num_rows, at<float>(out));
 }
 
-void run_dense_half(const GatedMlp& mlp, const Norm& norm, float limit, Address hidden, int64_t num_rows,
-                    Address out) {
+void run_dense_half(const GatedMlp& mlp, const Norm& norm, float limit, Address hidden, int64_t num_rows, Address out) {
     Call call;
     selected->dense_half(call.scratch(), mlp, norm, limit, at<const float>(hidden), num_rows, at<float>(out));
 }
@@ -159,8 +158,8 @@ void run_gate(const GateWeights& weights, Address hidden, int64_t num_rows,
               std::tuple<Address, Address, Address> outputs) {
     const auto [normed, topk_ids, topk_weights] = outputs;
     Call call;
-    selected->gate(call.scratch(), weights, at<const float>(hidden), num_rows, at<float>(normed),
-                   at<int64_t>(topk_ids), at<float>(topk_weights));
+    selected->gate(call.scratch(), weights, at<const float>(hidden), num_rows, at<float>(normed), at<int64_t>(topk_ids),
+                   at<float>(topk_weights));
 }
 
 void run_head(const Norm& norm, const Matrix& output, Address hidden, int64_t num_rows, Address logits) {
@@ -195,14 +194,19 @@ void bind_attention(nb::module_& module) {
                             Address inverse_frequencies) {
             const auto& [q, k, v, o, head_gate, q_norm, k_norm] = matrices;
             const auto [num_heads, num_kv_heads, head_dim, rotary_dim, window] = sizes;
-            new (self) AttentionLayer{norm, q, k, v, o, head_gate, q_norm, k_norm, num_heads, num_kv_heads, head_dim,
-                                      rotary_dim, window, at<const float>(inverse_frequencies)};
+            new (self) AttentionLayer{norm,      q,
+                                      k,         v,
+                                      o,         head_gate,
+                                      q_norm,    k_norm,
+                                      num_heads, num_kv_heads,
+                                      head_dim,  rotary_dim,
+                                      window,    at<const float>(inverse_frequencies)};
         });
     nb::class_<PagedCache>(module, "PagedCache")
-        .def("__init__", [](PagedCache* self, Address keys, Address values, bool is_bf16, int64_t num_blocks,
-                            int64_t block_size) {
-            new (self) PagedCache{at<void>(keys), at<void>(values), is_bf16, num_blocks, block_size};
-        });
+        .def("__init__",
+             [](PagedCache* self, Address keys, Address values, bool is_bf16, int64_t num_blocks, int64_t block_size) {
+                 new (self) PagedCache{at<void>(keys), at<void>(values), is_bf16, num_blocks, block_size};
+             });
     nb::class_<Batch>(module, "Batch").def(nb::init<Address, Address, int64_t, const std::vector<Batch::Rows>&>());
 }
 

@@ -28,9 +28,13 @@ STEP35_INLINE Lanes one_plus_exp_of_minus(const Lanes& x) {
     return broadcast(1.0f) + exponential(broadcast(0.0f) - x);
 }
 
-STEP35_INLINE Lanes sigmoid(const Lanes& x) { return broadcast(1.0f) / one_plus_exp_of_minus(x); }
+STEP35_INLINE Lanes sigmoid(const Lanes& x) {
+    return broadcast(1.0f) / one_plus_exp_of_minus(x);
+}
 
-STEP35_INLINE Lanes silu(const Lanes& x) { return x / one_plus_exp_of_minus(x); }
+STEP35_INLINE Lanes silu(const Lanes& x) {
+    return x / one_plus_exp_of_minus(x);
+}
 
 // silu(gate) * up; with a limit, min(silu(gate), limit) * clamp(up, -limit, limit): the clamp comes after silu.
 STEP35_INLINE Lanes activate(const Lanes& gate, const Lanes& up, float limit) {

@@ -14,8 +14,9 @@ namespace step35 {
 
 const Operations& STEP35_TABLE(STEP35_ISA)() {
     namespace isa = STEP35_ISA;
-    static constexpr Operations kOperations{STEP35_NAME(STEP35_ISA), isa::gated_mlp, isa::dense_half, isa::expert_mlp,
-                                            isa::gate,               isa::head,      isa::attention_half};
+    static constexpr Operations kOperations{STEP35_NAME(STEP35_ISA), isa::gated_mlp, isa::dense_half,
+                                            isa::expert_mlp,         isa::gate,      isa::head,
+                                            isa::attention_half};
     return kOperations;
 }
 

@@ -8,14 +8,14 @@
 namespace step35 {
 
 class Scratch {
-public:
+  public:
     // Uninitialised bytes, aligned to a cache line, valid until reset().
     void* take(std::size_t num_bytes);
 
     // Ends the life of everything taken. Merges what was taken into one piece for the next call.
     void reset();
 
-private:
+  private:
     struct Piece {
         std::unique_ptr<std::byte[]> bytes;
         std::size_t capacity;

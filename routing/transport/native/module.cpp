@@ -76,6 +76,7 @@ class RowFormat {
   public:
     RowFormat(const nb::capsule& api, nb::handle sample) : reader_(api), type_(reader_.type_of(sample)) {}
 
+    bool is_contiguous(nb::handle tensor) const { return reader_.is_contiguous(tensor); }
     const std::byte* read_rows(nb::handle tensor, const char* name, const step35::Limits& limits,
                                int64_t* num_rows) const {
         return reader_.read(tensor, name, type_, limits.largest.hidden_size, num_rows);
@@ -154,12 +155,15 @@ nb::list receive(ExpertPort& port, double timeout_s, const WorkMaker& maker, nb:
     return works;
 }
 
-void reply(ExpertPort& port, const RowFormat& format, int64_t link_id, int64_t sequence, nb::handle outputs) {
+// False, and nothing done, when the outputs are not contiguous.
+bool reply(ExpertPort& port, const RowFormat& format, int64_t link_id, int64_t sequence, nb::handle outputs) {
+    if (!format.is_contiguous(outputs)) return false;
     int64_t num_vectors;
     const std::byte* data = format.read_rows(outputs, "outputs", port.limits(), &num_vectors);
     std::optional<nb::gil_scoped_release> unlocked;
     if (num_vectors * port.limits().row_bytes() > kUnlockBytes) unlocked.emplace();
     port.reply(link_id, sequence, data, num_vectors);
+    return true;
 }
 
 }  // namespace

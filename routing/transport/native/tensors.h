@@ -63,11 +63,12 @@ class TensorReader {
         require(raw.type == type, "of the agreed dtype");
         const bool is_shaped = width == kVector ? raw.num_dims == 1 : raw.num_dims == 2 && raw.shape[1] == width;
         require(is_shaped, width == kVector ? "a vector" : "a matrix as wide as the agreed hidden size");
-        require(is_contiguous(raw), "contiguous");
+        require(is_dense(raw), "contiguous");
         *num_rows = raw.shape[0];
         return static_cast<const std::byte*>(raw.data) + raw.byte_offset;
     }
 
+    bool is_contiguous(nb::handle tensor) const { return is_dense(raw_of(tensor)); }
     TensorType type_of(nb::handle tensor) const { return raw_of(tensor).type; }
 
   private:
@@ -77,7 +78,7 @@ class TensorReader {
         return raw;
     }
 
-    static bool is_contiguous(const RawTensor& raw) {
+    static bool is_dense(const RawTensor& raw) {
         int64_t expected = 1;
         for (int32_t dim = raw.num_dims - 1; dim >= 0; --dim) {
             if (raw.shape[dim] == 0) return true;
