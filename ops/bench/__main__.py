@@ -22,7 +22,10 @@ DEADLINE_S = 1800.0
 
 # Title of the recorded section -> module and arguments.
 BENCHMARKS: dict[str, Sequence[str]] = {
+    "parity": ("tests.fakes.parity",),
+    "exactness": ("pytest", "-q", "tests/ranks/test_split_equals_local.py"),
     "exchange-shm": ("ops.bench.exchange", "--transport", "shm"),
+    "kernels": ("ops.bench.kernels",),
     "memory": ("ops.bench.memory",),
     "decode": ("ops.bench.decode",),
 }

@@ -50,17 +50,21 @@ class PagedCache:
 class OneSequence:
     """Logits of one sequence computed chunk by chunk; every EP rank in this process."""
 
-    def __init__(self, folder: Path, *, ep_size: int, deterministic: bool, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, *, ep_size: int, deterministic: bool, device: str = "cpu", kernels: str = "reference"
+    ) -> None:
         self._config = config = read_model_config(folder)
         self._device = device
         with SafetensorsSource(folder) as source:
             self._weights = load_attention_weights(source, config, dtype=torch.float32, device=device)
         self._kernels = load_kernels(
-            device, rms_norm_eps=config.rms_norm_eps, row_independent=deterministic, families=("reference",)
+            device, rms_norm_eps=config.rms_norm_eps, row_independent=deterministic, families=(kernels,)
         )
         moe_layers, experts = len(config.moe_layers), config.num_experts
         expert_map = linear_expert_map(moe_layers, experts, ep_size, num_redundant_slots=1)
-        expert_config = ExpertConfig(param_dtype="float32", deterministic=deterministic, device=device)
+        expert_config = ExpertConfig(
+            param_dtype="float32", deterministic=deterministic, device=device, kernels=(kernels,)
+        )
         shards = [load_shard(expert_config, folder, expert_map, ep_rank) for ep_rank in range(ep_size)]
         self._dispatcher = LocalDispatcher(expert_map, shards, deterministic=deterministic, device=device)
 
