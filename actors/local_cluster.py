@@ -47,7 +47,8 @@ class LocalCluster:
             self.engine.add(request, now=0.0)
             events[request.request_id] = []
         while self.engine.scheduler.has_work:
-            for event in self.engine.run(now=0.0):
+            self.engine.run()
+            for event in self.engine.take_events():
                 events[event.request_id].append(event)
         return events
 

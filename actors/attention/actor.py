@@ -6,6 +6,7 @@ tier does not answer, the step is repeated until it does or the recovery deadlin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -66,7 +67,10 @@ class AttentionActor:
         self._thread.start()
 
     def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None:
-        """Connect to these expert ranks; adopt the map, if it is newer, before the next step. Returns at once."""
+        """Connect to these expert ranks; adopt the map, if it is newer, before the next step. Returns at once.
+
+        One thread at a time calls it: whoever follows the view.
+        """
         self._port.reconcile(shards)
         if expert_map.map_epoch > self._map.map_epoch:
             self._map = expert_map
@@ -82,18 +86,20 @@ class AttentionActor:
 
         Raises EngineOverloaded, or ExpertsUnavailable when this actor cannot serve now.
         """
-        self._refuse_when_unable()
         stream = self._streams.open(request.request_id)
-        is_finished = False
+        is_pending = False
         try:
+            # After `open`: whoever ends the engine from here on finds the stream and ends it too.
+            self._refuse_when_unable()
             self._inbox.put(request)
-            while not is_finished:
+            is_pending = True
+            while is_pending:
                 event = await stream.next()
-                is_finished = event.finish_reason is not None
+                is_pending = event.finish_reason is None
                 yield event
         finally:
-            self._streams.close(stream)
-            if not is_finished:
+            self._streams.close(stream, is_aborted=is_pending)
+            if is_pending:
                 self._inbox.abort(request.request_id)
 
     def load_report(self) -> LoadReport:
@@ -152,16 +158,48 @@ class AttentionActor:
             self._fail_streams(ENGINE_DIED)
 
     def _serve_once(self) -> None:
-        """Take what has arrived, then make one step, or wait for the experts."""
+        """One step, or a bounded wait. Until the engine is warm, requests wait in the inbox."""
+        if not self._is_warm:
+            self._warm_up()
+            return
         self._take(0.0 if self._engine.scheduler.has_work else IDLE_WAIT_S)
         self._adopt_map()
+        self._engine.expire(time.monotonic())
         try:
-            self._warm_up()
-            if self._engine.scheduler.has_work:
-                self._streams.publish(self._engine.run(time.monotonic()))
-                self._recovery.succeeded()
+            self._step()
         except TransportError as error:
-            self._wait_for_experts(error)
+            self._note_failure(error)
+        self._streams.publish(self._engine.take_events())
+
+    def _step(self) -> None:
+        """One step if there is work. Raises TransportError, after a short wait, when ranks are missing."""
+        if self._engine.scheduler.has_work:
+            self._port.wait_connected(range(self._map.ep_size), RECONNECT_WAIT_S)
+            self._engine.run()
+            self._probe_when_suspect()
+            self._recovery.succeeded()
+        elif self._is_connected():
+            self._recovery.succeeded()
+
+    def _probe_when_suspect(self) -> None:
+        """If every request of a step failed, a token of our own tells whose fault it is; ours ends the thread."""
+        if self._engine.is_suspect:
+            with contextlib.suppress(EngineOverloaded):  # no room to ask; the next step that fails asks again
+                self._engine.warm_up(time.monotonic())
+
+    def _warm_up(self) -> None:
+        try:
+            self._port.wait_connected(range(self._map.ep_size), IDLE_WAIT_S)
+            self._adopt_map()
+            self._engine.warm_up(time.monotonic())
+        except TransportError as error:
+            self._note_failure(error)
+            if self._recovery.is_given_up(time.monotonic()):
+                self._refuse_waiting()
+            return
+        self._engine.take_events()
+        self._is_warm = True
+        self._recovery.succeeded()
 
     def _adopt_map(self) -> None:
         if self._map.map_epoch > self._adopted_epoch:
@@ -179,24 +217,22 @@ class AttentionActor:
                 self._answer(request.request_id, OVERLOADED)
         for request_id in taken.aborted_ids:
             self._engine.abort(request_id)
+            self._streams.release(request_id)
 
-    def _warm_up(self) -> None:
-        if not self._is_warm and self._is_connected():
-            self._engine.warm_up(time.monotonic())
-            self._is_warm = True
+    def _refuse_waiting(self) -> None:
+        taken = self._inbox.take(0.0)
+        for request in taken.requests:
+            self._answer(request.request_id, EXPERTS_AWAY)
+        for request_id in taken.aborted_ids:
+            self._streams.release(request_id)
 
-    def _wait_for_experts(self, error: TransportError) -> None:
-        """Give the view time to bring the ranks back; give up on the running requests when it takes too long."""
+    def _note_failure(self, error: TransportError) -> None:
+        """The next pass tries again; the running requests fail when that goes on for too long."""
         now = time.monotonic()
         if self._recovery.failed(now):
-            logger.warning("a step failed and will be repeated: %s", error)
+            logger.warning("the expert tier does not answer; trying again: %s", error)
         if self._recovery.is_given_up(now):
             self._engine.fail_all(EXPERTS_AWAY)
-            self._streams.publish(self._engine.take_events())
-        try:
-            self._port.wait_connected(range(self._map.ep_size), RECONNECT_WAIT_S)
-        except TransportError:
-            return  # still away; the next pass tries again
 
     def _answer(self, request_id: str, error: RequestError) -> None:
         self._streams.publish([TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)])

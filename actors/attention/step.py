@@ -1,7 +1,7 @@
 """The engine's step: schedule, forward, commit, sample, accept, publish.
 
 Single-threaded; time is an argument. Whatever fails here fails one request, except the expert tier: that is the
-caller's to wait for, and a failed step may simply be repeated, because it wrote nothing but KV slots it will write again.
+caller's to wait for. A failed step may simply be repeated: it wrote nothing but KV slots that it will write again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from actors.attention.batch import build_batch, split
 from actors.attention.scheduler import Schedule, ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence
-from actors.errors import RequestRejected
+from actors.errors import ActorError
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, SamplingSpec, TokenEvent
 from actors.model.decoder import Decoder, run_passes
 from actors.sampling.sampler import RowFailure, SampledToken, Sampler
@@ -61,6 +61,7 @@ class EngineStep:
         self._shape = shape
         self._news: dict[str, Sequence] = {}  # sequences with something to report
         self.step_id = 0
+        self.is_suspect = False  # every sequence of the last step failed: is it them, or is it us?
 
     def add(self, request: GenerateRequest, now: float) -> None:
         """Queue a request. Raises RequestRejected or EngineOverloaded."""
@@ -71,21 +72,27 @@ class EngineStep:
         self.scheduler.abort(request_id)
         self._news.pop(request_id, None)
 
-    @torch.inference_mode()
-    def run(self, now: float) -> list[TokenEvent]:
-        """One step. Raises TransportError when the expert tier did not answer; the next call repeats the step."""
+    def expire(self, now: float) -> None:
+        """End every sequence whose deadline has passed; `take_events` reports them."""
         self._note(self.scheduler.expire(now))
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """One step; `take_events` tells what came of it.
+
+        Raises TransportError when the expert tier did not answer; the next call repeats the step.
+        """
         schedule = self.scheduler.schedule()
-        if schedule.items:
-            logits = self._forward(schedule)
-            self.scheduler.commit(schedule)
-            sampled = self._sampler.sample(logits.rows, [sequence.sampling_row() for sequence in logits.sequences])
-            self._accept(logits.sequences, sampled)
-            self.step_id += 1
-        return self.take_events()
+        if not schedule.items:
+            return
+        logits = self._forward(schedule)
+        self.scheduler.commit(schedule)
+        sampled = self._sampler.sample(logits.rows, [sequence.sampling_row() for sequence in logits.sequences])
+        self._accept(logits.sequences, sampled)
+        self.step_id += 1
 
     def take_events(self) -> list[TokenEvent]:
-        """News of every sequence since it was last asked for."""
+        """News of every sequence since it was last asked for. Must follow every `run`, also one that raised."""
         events = [event for sequence in self._news.values() if (event := sequence.take_event())]
         self._news.clear()
         return events
@@ -96,14 +103,20 @@ class EngineStep:
             self._fail(sequence, error)
 
     def warm_up(self, now: float) -> None:
-        """Produce tokens through every part once. Raises TransportError as `run`, RequestRejected if it cannot work."""
-        self.abort(WARM_UP_ID)
+        """Produce tokens of our own through every part: proof that the engine works.
+
+        Raises TransportError as `run`, EngineOverloaded when there is no room for it, ActorError when it fails.
+        """
         spec = SamplingSpec(max_tokens=2, temperature=0.0, ignore_eos=True)
         sequence = self.scheduler.add(GenerateRequest(WARM_UP_ID, (0,), spec), now)
-        while not sequence.is_finished:
-            self.run(now)
+        try:
+            while not sequence.is_finished:
+                self.run()
+        finally:
+            self.abort(WARM_UP_ID)
         if sequence.finish_reason is not FinishReason.LENGTH:
-            raise RequestRejected(f"the warm-up token failed: {sequence.error}")
+            raise ActorError(f"a token of our own could not be computed: {sequence.error}")
+        self.is_suspect = False
 
     def _forward(self, schedule: Schedule) -> Logits:
         """Logits of the sequences that need them. A sequence whose computation fails is ended, alone."""
@@ -116,6 +129,7 @@ class EngineStep:
             logger.exception("a batch of %d sequences failed; computing each alone", len(schedule.items))
         alone = [self._forward_alone(item) for item in schedule.items]
         done = [logits for logits in alone if logits is not None]
+        self.is_suspect = not done
         sequences = tuple(sequence for logits in done for sequence in logits.sequences)
         return Logits(sequences, torch.cat([logits.rows for logits in done]) if done else torch.empty((0, 1)))
 

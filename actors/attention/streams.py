@@ -7,6 +7,7 @@ beyond its own tokens and many streams cost one wake-up of the loop per step.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterable
 
@@ -32,15 +33,24 @@ class TokenStream:
         return event
 
     def push(self, event: TokenEvent) -> None:
-        self._pending = event if self._pending is None else merge(self._pending, event)
+        """Add news. Nothing follows the event with a finish reason: what the engine says at its end comes too late."""
+        if self._pending is None:
+            self._pending = event
+        elif self._pending.finish_reason is None:
+            self._pending = merge(self._pending, event)
         self._arrived.set()
 
 
 class TokenStreams:
-    """Every open stream of one actor."""
+    """Every open stream of one actor.
+
+    The id of an aborted stream stays reserved until the engine has forgotten the sequence (`release`): otherwise a new
+    stream under the same id would get the old one's tokens, or its abort.
+    """
 
     def __init__(self) -> None:
         self._streams: dict[str, TokenStream] = {}
+        self._aborting: set[str] = set()
         self._lock = threading.Lock()
         self._is_empty = threading.Event()
         self._is_empty.set()
@@ -52,18 +62,25 @@ class TokenStreams:
         """Call on the reader's loop. Raises ActorError if the id is in use."""
         stream = TokenStream(request_id)
         with self._lock:
-            if request_id in self._streams:
+            if request_id in self._streams or request_id in self._aborting:
                 raise ActorError(f"request {request_id} is already being served")
             self._streams[request_id] = stream
             self._is_empty.clear()
         return stream
 
-    def close(self, stream: TokenStream) -> None:
-        """Forget a stream; later events for it are dropped."""
+    def close(self, stream: TokenStream, *, is_aborted: bool) -> None:
+        """Forget a stream; later events for it are dropped. is_aborted: the engine has yet to hear of it."""
         with self._lock:
             self._streams.pop(stream.request_id, None)
+            if is_aborted:
+                self._aborting.add(stream.request_id)
             if not self._streams:
                 self._is_empty.set()
+
+    def release(self, request_id: str) -> None:
+        """The engine has forgotten an aborted sequence: its id may be used again."""
+        with self._lock:
+            self._aborting.discard(request_id)
 
     def publish(self, events: Iterable[TokenEvent]) -> None:
         """From the engine thread: hand events to their readers, one call into each loop."""
@@ -102,5 +119,5 @@ def _call_on(loop: asyncio.AbstractEventLoop, deliveries: list[tuple[TokenStream
         for stream, event in deliveries:
             stream.push(event)
 
-    if not loop.is_closed():
+    with contextlib.suppress(RuntimeError):  # the loop has closed, and its readers with it
         loop.call_soon_threadsafe(deliver)

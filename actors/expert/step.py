@@ -63,6 +63,7 @@ def _serve(port: ExpertPort, shard: ExpertShard, group: Sequence[Work]) -> None:
     try:
         outputs = _compute(shard, group)
     except Exception as error:
+        logger.exception("experts failed in MoE layer %d", group[0].header.moe_layer_idx)
         _serve_apart(port, shard, group, error)
         return
     for work, part in zip(group, outputs, strict=True):
@@ -75,7 +76,6 @@ def _serve_apart(port: ExpertPort, shard: ExpertShard, group: Sequence[Work], er
         for work in group:
             _serve(port, shard, [work])
         return
-    logger.error("experts failed", exc_info=error, extra={"moe_layer_idx": group[0].header.moe_layer_idx})
     port.refuse(group[0], f"the expert computation failed: {type(error).__name__}")
 
 

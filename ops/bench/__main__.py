@@ -24,7 +24,9 @@ DEADLINE_S = 1800.0
 BENCHMARKS: dict[str, Sequence[str]] = {
     "parity": ("tests.fakes.parity",),
     "exactness": ("pytest", "-q", "tests/ranks/test_split_equals_local.py"),
-    "exchange-shm": ("ops.bench.exchange", "--transport", "shm"),
+    "exchange-shm": ("ops.bench.exchange", "--transport", "shm", "--responder", "native"),
+    "exchange-shm-python": ("ops.bench.exchange", "--transport", "shm", "--responder", "python"),
+    "exchange-gloo": ("ops.bench.exchange", "--transport", "gloo", "--exchanges", "200", "--repeats", "3"),
     "kernels": ("ops.bench.kernels",),
     "memory": ("ops.bench.memory",),
     "decode": ("ops.bench.decode",),

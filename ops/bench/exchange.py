@@ -1,7 +1,8 @@
-"""Times one exchange, attention -> every expert rank -> attention, through the Python ports of a transport.
+"""Times one exchange, attention -> every expert rank -> attention, through the ports of a transport.
 
-One process per expert rank echoes the one row it gets, so what is measured is the transport and the two ports around
-it. Run as `python -m ops.bench.exchange`; prints a table and one JSON line.
+One process per expert rank echoes the one row it gets. With `--responder native` (shm only) the echo is C++, so what is
+measured is the transport and the attention port; with `--responder python` it is the Python expert port as well. Run as
+`python -m ops.bench.exchange`; prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +25,12 @@ import torch
 from routing.errors import TransportError
 from routing.plan import DispatchPlan
 from routing.transport.contract import AttentionPort, Endpoint, Exchange, ExpertPort, FrameLimits
+from routing.transport.host import host_id
 from routing.transport.select import TransportOptions, open_attention_port, open_expert_port
+from routing.wire import FrameKind, Header
 
 _TIMEOUT_S = 30.0
+_IDLE_S = 0.5  # between two looks at whether the benchmark is over
 _WARM_UP_EXCHANGES = 50
 _OPTIONS = TransportOptions(timeout_s=_TIMEOUT_S)
 _QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99}
@@ -36,6 +41,7 @@ class Setup:
     """What is measured. row_bytes: one row of bfloat16. exchanges: per repeat."""
 
     transport: str
+    responder: str
     ranks: int
     row_bytes: int
     exchanges: int
@@ -61,11 +67,15 @@ def main() -> None:
 def _parse() -> Setup:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transport", choices=("shm", "gloo"), default="shm")
+    parser.add_argument("--responder", choices=("native", "python"), default="python")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--row-bytes", type=int, default=8192)
     parser.add_argument("--exchanges", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=7)
-    return Setup(**vars(parser.parse_args()))
+    setup = Setup(**vars(parser.parse_args()))
+    if setup.responder == "native" and setup.transport != "shm":
+        parser.error("--responder native exists for --transport shm only")
+    return setup
 
 
 @contextmanager
@@ -108,17 +118,41 @@ def _meet(port: AttentionPort, pipes: Sequence[Connection]) -> dict[int, Endpoin
 
 def _expert_process(setup: Setup, ep_rank: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    if setup.responder == "native":
+        _echo_natively(setup, ep_rank, pipe)
+    else:
+        _echo_in_python(setup, ep_rank, pipe)
+
+
+def _echo_natively(setup: Setup, ep_rank: int, pipe: Connection) -> None:
+    from ops.bench import _echo
+
+    limits, name = setup.limits, f"step35-bench-{secrets.token_hex(16)}"
+    shape = (limits.dtype, 0, 0, 0, 0, limits.max_rows, limits.max_rows * limits.top_k, limits.hidden_size)
+    largest = Header(FrameKind.DISPATCH, False, *shape)
+    sizes = (limits.dtype.itemsize, limits.max_in_flight, limits.max_frame_bytes)
+    port = _echo.EchoPort(name, ep_rank, largest.pack(), *sizes)
+    pipe.send(asdict(Endpoint("shm", name, host_id())))
+    attention, _ = pipe.recv()
+    port.admit(attention["address"])
+    while not pipe.poll():
+        port.serve(_IDLE_S)
+    port.close()
+
+
+def _echo_in_python(setup: Setup, ep_rank: int, pipe: Connection) -> None:
     port = open_expert_port(setup.transport, ep_rank=ep_rank, limits=setup.limits, options=_OPTIONS)
     pipe.send(asdict(port.endpoint))
     attention, shards = pipe.recv()
     port.reconcile([Endpoint(**attention)], {int(rank): Endpoint(**shard) for rank, shard in shards.items()})
-    threading.Thread(target=_close_with_pipe, args=(port, pipe), daemon=True).start()
+    closer = threading.Thread(target=_close_with_pipe, args=(port, pipe))
+    closer.start()
     try:
         while True:
             for work in port.receive(_TIMEOUT_S):
                 port.reply(work, work.hidden)
     except TransportError:
-        return  # closed
+        closer.join(_TIMEOUT_S)  # it closed the port and is about to return
 
 
 def _close_with_pipe(port: ExpertPort, pipe: Connection) -> None:
@@ -168,7 +202,8 @@ def _quantiles(micros: list[float]) -> dict[str, float]:
 
 
 def _report(setup: Setup, repeats: list[dict[str, float]]) -> None:
-    print(f"{setup.transport}: 1 -> {setup.ranks} -> 1, {setup.row_bytes} byte rows, {os.cpu_count()} cores, in µs")
+    print(f"{setup.transport}, {setup.responder} experts, {os.cpu_count()} cores, in µs")
+    print(f"1 -> {setup.ranks} -> 1, one row of {setup.row_bytes} bytes to each rank and back")
     print("repeat  " + "".join(f"{name:>9}" for name in _QUANTILES))
     for idx, quantiles in enumerate(repeats):
         print(f"{idx:>6}  " + "".join(f"{value:>9.1f}" for value in quantiles.values()))

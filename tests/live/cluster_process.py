@@ -30,7 +30,8 @@ class ClusterProcess:
         self.port = _free_port()
         self.app_name = f"live-{self.port}"
         self._output = folder / "serve.log"
-        config = {"checkpoint": str(checkpoint), "gateway": {"port": self.port}, "ray": {"app_name": self.app_name}}
+        fields["gateway"] = {"port": self.port, **fields.get("gateway", {})}
+        config = {"checkpoint": str(checkpoint), "ray": {"app_name": self.app_name}}
         file = folder / "cluster.yaml"
         file.write_text(yaml.safe_dump({**config, **fields}), encoding="utf-8")
         with self._output.open("wb") as output:

@@ -171,6 +171,89 @@ async def test_experts_that_stay_away_end_requests_with_unavailable(checkpoint: 
         loopback.close()
 
 
+async def test_requests_before_the_warm_up_lose_nothing(checkpoint: Path) -> None:
+    """Requests that arrive while ranks still join wait in the inbox and get every token."""
+    loopback = Loopback(checkpoint)
+    try:
+        expected = tokens_of(LocalCluster(checkpoint, loopback.config, ep_size=EP_SIZE).generate([_request()])["r"])
+        loopback.actor.start()
+        early = [asyncio.create_task(_collect(loopback.actor, _request(f"r{idx}"))) for idx in range(3)]
+        await asyncio.sleep(0)
+        for ep_rank in range(EP_SIZE):
+            loopback.start_expert(ep_rank)
+        loopback.reconcile()
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*early)
+        assert [tokens_of(events) for events in answers] == [expected] * 3
+    finally:
+        loopback.close()
+
+
+async def test_requests_are_refused_when_experts_never_come(checkpoint: Path) -> None:
+    """A fresh actor without experts ends what waits with UNAVAILABLE after the recovery time-out."""
+    loopback = Loopback(checkpoint, exchange_timeout_s=0.1, recovery_timeout_s=0.2)
+    try:
+        loopback.actor.start()
+        async with asyncio.timeout(10):
+            events = await _collect(loopback.actor, _request())
+        assert events[-1].error is not None
+        assert events[-1].error.kind is ErrorKind.UNAVAILABLE
+    finally:
+        loopback.close()
+
+
+async def test_a_deadline_passes_during_an_outage(split: Loopback) -> None:
+    """While experts are away a request whose deadline passes is told so; it does not wait for their return."""
+    stream = split.actor.generate(_request(max_tokens=100, deadline_s=0.4))
+    await anext(stream)
+    split.lose(1)
+    async with asyncio.timeout(4):
+        events = [event async for event in stream]
+    error = events[-1].error
+    assert error is not None
+    assert error.kind is ErrorKind.DEADLINE
+
+
+async def test_an_old_outage_is_forgotten_once_experts_are_back(split: Loopback) -> None:
+    """The recovery clock does not run on while nothing runs: a later, short outage is a pause again."""
+    stream = split.actor.generate(_request(max_tokens=100))
+    await anext(stream)
+    split.lose(1)
+    await _until(lambda: split.actor._recovery._failing_since is not None)
+    await stream.aclose()
+    split.start_expert(1)
+    split.reconcile()
+    async with asyncio.timeout(5):
+        await _until(lambda: split.actor._recovery._failing_since is None)
+
+
+async def test_an_id_can_be_used_again_after_its_abort(split: Loopback) -> None:
+    """A new request under an aborted id gets its own tokens, or is refused while the old one is being forgotten."""
+    first = split.actor.generate(_request(max_tokens=100))
+    await anext(first)
+    await first.aclose()
+    async with asyncio.timeout(5):
+        await _until(lambda: not split.actor._streams._aborting)
+    events = await _collect(split.actor, _request(max_tokens=7))
+    assert len(tokens_of(events)) == 7
+
+
+async def test_an_engine_that_fails_everything_is_not_healthy(split: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When not even a token of our own can be computed the engine ends, so that the actor is replaced."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("sticky device error")
+
+    monkeypatch.setattr(split.actor._engine._decoder, "logits", broken)
+    events = await _collect(split.actor, _request())
+    assert events[-1].error is not None
+    assert events[-1].error.kind is ErrorKind.INTERNAL
+    async with asyncio.timeout(5):
+        await _until(lambda: split.actor._failure is not None)
+    with pytest.raises(ActorError):
+        split.actor.check_health()
+
+
 async def test_closing_the_stream_aborts_the_sequence(split: Loopback) -> None:
     """A client that leaves frees its sequence within a step."""
     stream = split.actor.generate(_request(max_tokens=100))
@@ -214,7 +297,7 @@ async def test_a_dead_engine_is_noticed(split: Loopback, monkeypatch: pytest.Mon
     """If the engine thread dies open streams end with an error, health fails and readiness is false."""
     engine = split.actor._engine
 
-    def explode(now: float) -> list[TokenEvent]:
+    def explode() -> None:
         raise AssertionError("broken invariant")
 
     monkeypatch.setattr(engine, "run", explode)

@@ -138,11 +138,10 @@ def test_a_step_that_lost_a_rank_is_repeated_exactly(checkpoint: Path, exact: At
     with _failing_head(engine, at_call=3, error=RankLost("gone", [1])):
         while engine.scheduler.has_work:
             try:
-                news = engine.run(now=0.0)
+                engine.run()
             except RankLost:
                 failures += 1
-                news = engine.take_events()
-            for event in news:
+            for event in engine.take_events():
                 events[event.request_id].append(event)
     assert failures == 1
     assert _answers(events) == alone
@@ -188,10 +187,11 @@ def test_abort_and_deadline_free_everything(checkpoint: Path) -> None:
         engine.add(request, now=0.0)
     late = GenerateRequest("late", (1, 2, 3), SamplingSpec(max_tokens=50), deadline_s=5.0)
     engine.add(late, now=0.0)
-    engine.run(now=0.0)
+    engine.run()
     for idx in range(6):
         engine.abort(f"r{idx}")
-    events = engine.run(now=6.0)
+    engine.expire(now=6.0)
+    events = engine.take_events()
     assert [event.request_id for event in events] == ["late"]
     assert events[0].error is not None
     assert events[0].error.kind is ErrorKind.DEADLINE
