@@ -14,7 +14,7 @@ from tests.fakes.checkpoint import write_checkpoint
 from tests.fakes.configs import tiny_config
 from tests.live.cluster_process import ClusterProcess
 
-KEY = "a key for this test alone"
+KEY = "a-key-for-this-test-alone"
 
 
 @pytest.fixture(scope="module")
