@@ -135,6 +135,12 @@ class ClusterConfig(_Section):
     attention: AttentionTier = Field(default_factory=AttentionTier)
     experts: ExpertTier = Field(default_factory=ExpertTier)
     transport: Literal["auto", "shm", "gloo", "nccl"] = Field("auto", description="how rows travel between the tiers")
+    collective_capacity_rows: int | None = Field(
+        None,
+        ge=1,
+        description="gloo and nccl: pad exchanges of up to this many rows per rank to one size and include every rank, "
+        "so that decode steps have constant shapes; None sends exact sizes; unused if auto chooses shm",
+    )
     deterministic: bool = Field(False, description="results do not depend on batch or placement, at some cost")
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
     control: ControlConfig = Field(default_factory=ControlConfig)
@@ -146,6 +152,15 @@ class ClusterConfig(_Section):
         if self.transport == "nccl" and not self.uses_gpus:
             raise ValueError(
                 f"transport nccl needs both tiers on cuda, got {self.attention.device} and {self.experts.device}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_capacity(self) -> Self:
+        if self.collective_capacity_rows is not None and self.transport == "shm":
+            raise ValueError(
+                f"collective_capacity_rows {self.collective_capacity_rows} has no meaning with transport shm, "
+                "which pads nothing"
             )
         return self
 

@@ -52,5 +52,8 @@ def _limits(config: ClusterConfig) -> FrameLimits:
 
 def _transport_options(config: ClusterConfig, device: str) -> TransportOptions:
     return TransportOptions(
-        host=ray.util.get_node_ip_address(), timeout_s=config.attention.engine.exchange_timeout_s, device=device
+        host=ray.util.get_node_ip_address(),
+        timeout_s=config.attention.engine.exchange_timeout_s,
+        device=device,
+        capacity_rows=config.collective_capacity_rows,
     )

@@ -1,1 +1,1 @@
-"""How a token reaches its expert: expert map, plans, dispatch, transports, placement."""
+"""How a token reaches its expert: expert map, plans, dispatch, transports."""

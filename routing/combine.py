@@ -15,11 +15,14 @@ from routing.plan import DispatchPlan
 
 
 def sum_partials(outputs: Sequence[Tensor], plan: DispatchPlan, request: ExpertRequest) -> Tensor:
-    """Add the weighted partial sums of every rank. outputs: one [rows, H] per rank of `plan.ranks`. Returns [T, H]."""
-    total = torch.zeros_like(request.hidden)
+    """Add the weighted partial sums of every rank in fp32. outputs: one [rows, H] per rank of `plan.ranks`.
+
+    Returns [T, H] in the dtype of the request, rounded once.
+    """
+    total = torch.zeros_like(request.hidden, dtype=torch.float32)
     for rank_outputs, tokens in zip(outputs, _rank_slices(plan.row_token, plan.row_splits), strict=True):
-        total.index_add_(0, tokens, rank_outputs)
-    return total
+        total.index_add_(0, tokens, rank_outputs.to(torch.float32))
+    return total.to(request.hidden.dtype)
 
 
 def sum_per_expert(outputs: Sequence[Tensor], plan: DispatchPlan, request: ExpertRequest) -> Tensor:

@@ -44,14 +44,15 @@ class Dispatcher(Protocol):
     """Attention side. At most one dispatch per micro-batch is in flight."""
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
-        """Send the rows; return at once. Raises TransportError if a rank that is needed is not connected."""
+        """Send the rows; return at once. Raises TransportError if a rank that is needed cannot take them."""
         ...
 
     def combine(self, handle: DispatchHandle) -> Tensor:
         """Wait for every rank and return the routed sum, [T, H] in the dtype of the request.
 
-        Deterministic mode sums per-expert vectors in logical-expert order in fp32, so that the result does not depend
-        on placement. Raises RankLost, ExchangeTimeout, ExpertRefused; the handle is spent in every case.
+        The sum is made in fp32 and rounded once. Deterministic mode sums per-expert vectors in logical-expert order,
+        so that the result does not depend on placement; otherwise the ranks' partial sums are added in rank order.
+        Raises RankLost, ExchangeTimeout, ExpertRefused, FrameError; the handle is spent in every case.
         """
         ...
 

@@ -6,12 +6,12 @@ Knows nothing of load, weights or processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 EMPTY_SLOT = -1
 
@@ -23,7 +23,7 @@ class ExpertMap:
     """Logical to physical experts for every MoE layer.
 
     physical_to_logical: int32 [num_moe_layers, ep_size * slots_per_rank], EMPTY_SLOT where a slot holds nothing.
-    MoE layers are counted from 0 (`moe_layer_idx`), dense layers do not appear.
+    MoE layers are counted from 0 (`moe_layer_idx`), dense layers do not appear. The table is copied and read-only.
     Raises ValueError at birth when a logical expert has no copy, or two copies on one rank.
     """
 
@@ -33,7 +33,9 @@ class ExpertMap:
     physical_to_logical: Int32Array
 
     def __post_init__(self) -> None:
-        self.physical_to_logical.setflags(write=False)
+        table = _int32_table(self.physical_to_logical)
+        table.setflags(write=False)
+        object.__setattr__(self, "physical_to_logical", table)
         _check(self)
 
     @property
@@ -90,10 +92,15 @@ class ExpertMap:
         }
 
     @classmethod
-    def from_dict(cls, fields: dict[str, object]) -> ExpertMap:
-        """Inverse of `to_dict`. Raises ValueError or KeyError on anything else."""
-        table = np.asarray(fields["physical_to_logical"], dtype=np.int32)
-        numbers = {name: int(str(fields[name])) for name in ("map_epoch", "ep_size", "num_logical_experts")}
+    def from_dict(cls, fields: object) -> ExpertMap:
+        """Inverse of `to_dict`. Raises ValueError or KeyError on anything else; numbers are never rounded or parsed."""
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"an expert map is a mapping of its fields, not {fields!r}")  # noqa: TRY004 - one kind
+        numbers = {name: _whole(fields[name], name) for name in ("map_epoch", "ep_size", "num_logical_experts")}
+        rows = fields["physical_to_logical"]
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise ValueError("physical_to_logical must be a list of lists")
+        table = _int32_table([[_whole(logical, "a logical id") for logical in row] for row in rows])
         return cls(physical_to_logical=table, **numbers)
 
 
@@ -123,8 +130,7 @@ def expert_map_from_rows(
     rows: Sequence[Sequence[int]], num_logical_experts: int, ep_size: int, *, map_epoch: int = 0
 ) -> ExpertMap:
     """One sequence of logical ids (EMPTY_SLOT allowed) per MoE layer, rank-major. Raises ValueError as ExpertMap."""
-    table = np.asarray(rows, dtype=np.int32)
-    return ExpertMap(map_epoch, ep_size, num_logical_experts, table)
+    return ExpertMap(map_epoch, ep_size, num_logical_experts, _int32_table(rows))
 
 
 def check_ep_size(num_logical_experts: int, ep_size: int) -> None:
@@ -133,12 +139,30 @@ def check_ep_size(num_logical_experts: int, ep_size: int) -> None:
         raise ValueError(f"ep_size {ep_size} must divide the {num_logical_experts} routed experts and not exceed them")
 
 
+def _whole(value: object, name: str) -> int:
+    # A bool is an int to Python, and here a mistake.
+    if type(value) is not int:
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return value
+
+
+def _int32_table(rows: ArrayLike) -> Int32Array:
+    """A copy. Raises ValueError for rows of different lengths and for numbers that int32 would change."""
+    table = np.array(rows)
+    limits = np.iinfo(np.int32)
+    if table.size and (table.dtype.kind not in "iu" or table.min() < limits.min or table.max() > limits.max):
+        raise ValueError(f"logical ids must be whole numbers of 32 bits, got an array of {table.dtype}")
+    return table.astype(np.int32)
+
+
 def _check(expert_map: ExpertMap) -> None:
     table, ep_size = expert_map.physical_to_logical, expert_map.ep_size
     if table.ndim != 2 or ep_size < 1 or table.shape[1] % ep_size:
         raise ValueError(f"physical_to_logical of shape {table.shape} does not divide over ep_size {ep_size}")
     if table.size and (table.min() < EMPTY_SLOT or table.max() >= expert_map.num_logical_experts):
         raise ValueError(f"logical ids must lie in [-1, {expert_map.num_logical_experts})")
+    if table.shape[1] < expert_map.num_logical_experts:
+        raise ValueError(f"{table.shape[1]} slots cannot hold {expert_map.num_logical_experts} logical experts")
     for layer, row in enumerate(table):
         missing = set(range(expert_map.num_logical_experts)) - set(row.tolist())
         if missing:

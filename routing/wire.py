@@ -73,7 +73,11 @@ class Header:
 
 
 def unpack_header(data: bytes | bytearray | memoryview) -> Header:
-    """Inverse of `Header.pack`. Raises FrameError naming the first field that is wrong."""
+    """Inverse of `Header.pack`. Raises FrameError naming the first field that is wrong.
+
+    Checks what the layout follows from. Whether the rest can be served is said by `transport.frames.check_dispatch`,
+    so that whoever sent it can be given the reason.
+    """
     if len(data) < HEADER_BYTES:
         raise FrameError(f"frame of {len(data)} bytes is shorter than its {HEADER_BYTES} byte header")
     magic, version, kind, flags, dtype, *numbers = _FORMAT.unpack_from(data)
@@ -86,7 +90,7 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     if dtype >= len(_DTYPES):
         raise FrameError(f"unknown dtype code {dtype}")
     header = Header(FrameKind(kind), bool(flags), _DTYPES[dtype], *numbers)
-    if min(header.num_rows, header.num_pairs, header.hidden_size, header.moe_layer_idx, header.microbatch_idx) < 0:
+    if min(header.num_rows, header.num_pairs, header.hidden_size) < 0:
         raise FrameError(f"negative size in {header}")
     return header
 

@@ -51,23 +51,18 @@ class ScheduledSequence:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One step's work, decoding sequences first. preempted: sequences that lost their blocks to it."""
+    """One step's work, decoding sequences first."""
 
     items: tuple[ScheduledSequence, ...]
-    preempted: tuple[Sequence, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(item.num_tokens for item in self.items)
 
 
 @dataclass
 class _Plan:
-    """A schedule in the making."""
+    """A schedule in the making. has_preempted: a sequence has lost its blocks to it."""
 
     budget: int
     num_tokens: dict[Sequence, int] = field(default_factory=dict)
-    preempted: list[Sequence] = field(default_factory=list)
+    has_preempted: bool = False
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         self.num_tokens[sequence] = num_tokens
@@ -75,11 +70,10 @@ class _Plan:
 
     def drop(self, sequence: Sequence) -> None:
         self.budget += self.num_tokens.pop(sequence, 0)
-        self.preempted.append(sequence)
+        self.has_preempted = True
 
     def freeze(self) -> Schedule:
-        items = tuple(_scheduled(sequence, num_tokens) for sequence, num_tokens in self.num_tokens.items())
-        return Schedule(items, tuple(self.preempted))
+        return Schedule(tuple(_scheduled(sequence, num_tokens) for sequence, num_tokens in self.num_tokens.items()))
 
 
 class Scheduler:
@@ -151,7 +145,7 @@ class Scheduler:
         for sequence in decoding + prefilling:
             if sequence.state is SequenceState.RUNNING and plan.budget > 0:  # an earlier one may have preempted it
                 self._advance(sequence, plan)
-        if not plan.preempted:
+        if not plan.has_preempted:
             self._admit(plan)
         return plan.freeze()
 
@@ -171,9 +165,15 @@ class Scheduler:
             self.finish(sequence, reason)
 
     def finish(self, sequence: Sequence, reason: FinishReason, error: RequestError | None = None) -> None:
-        """End a sequence in any state and give back its blocks. No effect on a finished one."""
+        """End a sequence in any state and give back its blocks. No effect on a finished one.
+
+        Blocks are published before anybody knows whether what they hold is finite. So an error withdraws the prefix
+        from the cache: else one transient fault would fail every later request that begins the same.
+        """
         if sequence.is_finished:
             return
+        if reason is FinishReason.ERROR:
+            self._kv_cache.distrust(sequence.kv)
         queue = self._running if sequence.state is SequenceState.RUNNING else self._waiting
         queue.remove(sequence)
         self._kv_cache.release(sequence.kv)

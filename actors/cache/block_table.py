@@ -91,14 +91,12 @@ class KvCache:
         num_full_blocks: int,
         num_sliding_blocks: int,
         enable_prefix_cache: bool = True,
-        salt: bytes = b"",
     ) -> None:
         self.layout = layout
         self._full = BlockPool(num_full_blocks)
         self._sliding = BlockPool(num_sliding_blocks)
         self._index = PrefixIndex(self._full, self._sliding, layout)
         self._enable_prefix_cache = enable_prefix_cache
-        self._salt = salt
         self._open: set[SequenceKv] = set()
 
     @property
@@ -122,12 +120,11 @@ class KvCache:
                 f"the pools have {self._full.num_blocks} and {self._sliding.num_blocks}"
             )
 
-    def match_prefix(self, kv: SequenceKv, token_ids: Sequence[int]) -> int:
-        """Tokens of `token_ids` that cached blocks can supply now; always leaves at least one to compute."""
-        return self._hit_blocks(kv, token_ids) * self.layout.block_size
-
     def attach_prefix(self, kv: SequenceKv, token_ids: Sequence[int]) -> int:
-        """Share the longest cached prefix with an empty sequence. Returns its number of tokens."""
+        """Share the longest cached prefix with an empty sequence. Returns its number of tokens.
+
+        At least one token is always left to compute.
+        """
         assert kv.full.num_blocks == 0, "a prefix is attached before any block is appended"
         num_blocks = self._hit_blocks(kv, token_ids)
         self._open.add(kv)
@@ -171,6 +168,14 @@ class KvCache:
         if self.layout.window:
             self._sliding.free(kv.sliding.drop_before(self.layout.first_live_block(kv.num_tokens)))
 
+    def distrust(self, kv: SequenceKv) -> None:
+        """What this sequence computed or shared may be wrong: nobody may find a block of its prefix any more.
+
+        Goes by key, so it reaches blocks that it has dropped or released, and those that others published. Whoever
+        holds such a block keeps it.
+        """
+        self._index.withdraw(kv.keys)
+
     def release(self, kv: SequenceKv) -> None:
         """Give back every block. Complete ones stay findable until evicted, a chain's end before its beginning."""
         self._full.free(reversed(kv.full.live_ids))
@@ -192,7 +197,7 @@ class KvCache:
     def _hit_blocks(self, kv: SequenceKv, token_ids: Sequence[int]) -> int:
         if not self._enable_prefix_cache:
             return 0
-        extend_keys(kv.keys, token_ids, self.layout.block_size, self._salt)
+        extend_keys(kv.keys, token_ids, self.layout.block_size)
         return self._index.longest_hit(kv.keys[: (len(token_ids) - 1) // self.layout.block_size])
 
     def _share(self, kv: SequenceKv, full_ids: list[int], sliding_ids: list[int]) -> None:
@@ -211,7 +216,7 @@ class KvCache:
     def _publish(self, kv: SequenceKv, token_ids: Sequence[int]) -> None:
         start, end = kv.num_published, kv.num_tokens // self.layout.block_size
         if end > start:
-            extend_keys(kv.keys, token_ids, self.layout.block_size, self._salt)
+            extend_keys(kv.keys, token_ids, self.layout.block_size)
             ids = slice(start, end)
             self._index.publish(kv.keys[ids], kv.full.ids[ids].tolist(), kv.sliding.ids[ids].tolist())
             kv.num_published = end

@@ -16,16 +16,14 @@ class KvLayout:
     """Positions to blocks.
 
     block_size: tokens per block. window: keys a sliding row sees, itself included; 0 if the model has no sliding layer.
-    window_margin: positions kept behind the window, for rows that are computed again after a rollback.
     """
 
     block_size: int
     window: int
-    window_margin: int = 0
 
     def __post_init__(self) -> None:
-        if self.block_size < 1 or self.window < 0 or self.window_margin < 0:
-            raise ValueError(f"block_size must be at least 1, window and window_margin at least 0, got {self}")
+        if self.block_size < 1 or self.window < 0:
+            raise ValueError(f"block_size must be at least 1 and window at least 0, got {self}")
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that hold positions 0..num_tokens-1."""
@@ -33,14 +31,14 @@ class KvLayout:
 
     def first_live_block(self, position: int) -> int:
         """First sliding block that a row at `position` or later may read."""
-        return max(0, position - self.window + 1 - self.window_margin) // self.block_size
+        return max(0, position - self.window + 1) // self.block_size
 
     def max_sliding_blocks(self, num_rows: int) -> int:
         """Most sliding blocks a sequence holds while a step computes `num_rows` of its rows."""
         if self.window == 0 or num_rows < 1:
             return 0
         # A run of n positions that starts anywhere in a block touches at most ceil((n - 1) / block_size) + 1 blocks.
-        return self.num_blocks(self.window - 2 + self.window_margin + num_rows) + 1
+        return self.num_blocks(self.window - 2 + num_rows) + 1
 
 
 class BlockPool:
@@ -69,11 +67,6 @@ class BlockPool:
     def num_referenced(self) -> int:
         return self.num_blocks - self.num_available
 
-    @property
-    def num_cached(self) -> int:
-        """Blocks that can be found by key, idle or referenced."""
-        return len(self._key_to_block)
-
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks with one reference each: free ones first, then the idle ones unused for longest."""
         assert count <= self.num_available, f"asked for {count} blocks, {self.num_available} are available"
@@ -101,6 +94,16 @@ class BlockPool:
         if key not in self._key_to_block and block_id not in self._block_to_key:
             self._key_to_block[key] = block_id
             self._block_to_key[block_id] = key
+
+    def withdraw(self, key: bytes) -> None:
+        """Let no block be found under `key` any more; one that was kept only for that becomes free."""
+        block_id = self._key_to_block.pop(key, None)
+        if block_id is None:
+            return
+        del self._block_to_key[block_id]
+        if block_id in self._idle:
+            del self._idle[block_id]
+            self._free.append(block_id)
 
     def find(self, key: bytes) -> int | None:
         """The block cached under `key`, without taking a reference."""

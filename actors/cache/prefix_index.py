@@ -15,14 +15,14 @@ from actors.cache.blocks import BlockPool, KvLayout
 DIGEST_BYTES = 16
 
 
-def extend_keys(keys: list[bytes], token_ids: Sequence[int], block_size: int, salt: bytes = b"") -> None:
+def extend_keys(keys: list[bytes], token_ids: Sequence[int], block_size: int) -> None:
     """Append to `keys` the keys of the full blocks of `token_ids` that have none yet.
 
-    key[i] = blake2b-128(key[i - 1] or salt, token ids of block i as int64). Earlier tokens must not have changed.
+    key[i] = blake2b-128(key[i - 1], token ids of block i as int64). Earlier tokens must not have changed.
     """
     for block_idx in range(len(keys), len(token_ids) // block_size):
         start = block_idx * block_size
-        digest = blake2b(keys[-1] if keys else salt, digest_size=DIGEST_BYTES)
+        digest = blake2b(keys[-1] if keys else b"", digest_size=DIGEST_BYTES)
         digest.update(array("q", token_ids[start : start + block_size]))
         keys.append(digest.digest())
 
@@ -69,6 +69,12 @@ class PrefixIndex:
         if sliding_ids:
             for key, block_id in zip(keys, sliding_ids, strict=True):
                 self._sliding.publish(block_id, key)
+
+    def withdraw(self, keys: Sequence[bytes]) -> None:
+        """Let no block be found under these keys in either pool, whoever published it."""
+        for key in keys:
+            self._full.withdraw(key)
+            self._sliding.withdraw(key)
 
 
 def _found(pool: BlockPool, key: bytes) -> int:

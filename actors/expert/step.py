@@ -27,7 +27,7 @@ def serve_ready(port: ExpertPort, shard: ExpertShard, timeout_s: float) -> int:
     """
     works = port.receive(timeout_s)
     for group in group_by_layer(works).values():
-        legal = [work for work in group if _refuse_illegal(port, shard, work)]
+        legal = _refuse_illegal(port, shard, group)
         if legal:
             _serve(port, shard, legal)
     return len(works)
@@ -42,8 +42,20 @@ def group_by_layer(works: Sequence[Work]) -> dict[GroupKey, list[Work]]:
     return groups
 
 
-def _refuse_illegal(port: ExpertPort, shard: ExpertShard, work: Work) -> bool:
-    """True if the frame may be computed; otherwise it has been refused."""
+def _refuse_illegal(port: ExpertPort, shard: ExpertShard, group: Sequence[Work]) -> list[Work]:
+    """Returns the frames that may be computed."""
+    legal = []
+    for work in group:
+        fault = _fault(shard, work)
+        if fault is None:
+            legal.append(work)
+        else:
+            port.refuse(work, fault)
+    return legal
+
+
+def _fault(shard: ExpertShard, work: Work) -> str | None:
+    """What is wrong with a frame; None if it may be computed."""
     header = work.header
     try:
         shard.check(
@@ -54,9 +66,8 @@ def _refuse_illegal(port: ExpertPort, shard: ExpertShard, work: Work) -> bool:
             pair_slot=work.pair_slot,
         )
     except ValueError as error:
-        port.refuse(work, str(error))
-        return False
-    return True
+        return str(error)
+    return None
 
 
 def _serve(port: ExpertPort, shard: ExpertShard, group: Sequence[Work]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from routing.transport.contract import Exchange, FrameLimits, Work
 from routing.transport.frames import num_output_rows
-from routing.wire import Header
+from routing.wire import VERSION, FrameKind, Header
 
 _PAIR_BYTES = 12
 
@@ -44,6 +44,8 @@ class CollectiveOptions:
             raise ValueError(f"{self.kind} cannot carry tensors on device {self.device}")
         if self.timeout_s <= 0.0:
             raise ValueError(f"timeout_s must be above 0, got {self.timeout_s}")
+        if self.capacity_rows is not None and self.capacity_rows < 1:
+            raise ValueError(f"capacity_rows must be at least 1, got {self.capacity_rows}")
         if self.host in ("", "0.0.0.0", "::"):
             raise ValueError(f"host {self.host!r} would listen on every address; name one")
 
@@ -62,7 +64,18 @@ class PayloadFormat:
     @property
     def terms(self) -> str:
         """What both ends compare before they form groups."""
-        return repr(self)
+        return f"wire version {VERSION}, {self!r}"
+
+    @property
+    def max_unread(self) -> int:
+        """Exchanges of a bundle whose answers have not been read: those open, and as many that were given up."""
+        return 2 * self.limits.max_in_flight
+
+    def is_agreed_size(self, header: Header) -> bool:
+        """Whether the payload behind a header of a peer is one that the limits allow, so that it can be received."""
+        rows = max(self.limits.max_rows, self.capacity_rows or 0)
+        largest = self._exact_bytes(rows, rows * self.limits.top_k)
+        return header.kind is FrameKind.DISPATCH and self.dispatch_bytes(header) <= largest
 
     def dispatch_bytes(self, header: Header) -> int:
         """Size of the payload that follows a dispatch header."""

@@ -1,7 +1,8 @@
 """The attention end over `torch.distributed`: owns the store, the current bundle, and the exchanges under way in it.
 
 A bundle breaks as a whole: after any failure or time-out all of its ranks are lost, and a background thread forms its
-groups anew while it is wanted. Answers are read in the order of sending, which is the order in which experts give them.
+groups anew while it is wanted. Answers are read in the order of sending, which is the order in which experts give them;
+only `receive` reads, so that `send` never waits.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class _Entry:
 
 @dataclass(eq=False)
 class _Bundle:
-    """One incarnation. `pending`: exchanges not collected yet, in order of sending; at most max_in_flight."""
+    """One incarnation. `pending`: exchanges not collected yet, in order of sending; at most `max_unread`."""
 
     shards: Mapping[int, Endpoint]
     group: BundleGroup
@@ -109,13 +110,13 @@ class CollectiveAttentionPort:
         check_exchange(exchange, self._limits)
         assert len(self._open) < self._limits.max_in_flight, "one more exchange than max_in_flight is open"
         bundle = self._usable_bundle(exchange.plan.ranks)
+        self._check_room(bundle)
         ranks = exchange.plan.ranks if self._options.capacity_rows is None else bundle.ep_ranks
         entry = _Entry(exchange, {ep_rank: dispatch_header(exchange, ep_rank) for ep_rank in ranks})
         self._open[exchange.sequence] = (bundle, entry)
         try:
-            self._make_room(bundle)
             self._post(bundle, entry)
-        except (RuntimeError, FrameError) as error:
+        except RuntimeError as error:
             # The caller learns it from `receive`: what `send` may raise, it raises before anything is sent.
             self._break(bundle, error)
 
@@ -130,11 +131,11 @@ class CollectiveAttentionPort:
             raise
         except RuntimeError as error:
             self._break(bundle, error)
+            _raise_refusal(entry)
             if time.monotonic() >= deadline - _CLOCK_SLACK_S:
                 raise ExchangeTimeout(f"no answer in {timeout_s} s", bundle.ep_ranks) from error
             raise RankLost(f"the bundle broke: {_first_line(error)}", bundle.ep_ranks) from error
-        for ep_rank, reason in entry.refusals.items():
-            raise ExpertRefused(ep_rank, reason)
+        _raise_refusal(entry)
         return entry.outputs
 
     def drop(self, exchange: Exchange) -> None:
@@ -151,6 +152,7 @@ class CollectiveAttentionPort:
         if threading.current_thread() is not self._keeper:
             self._keeper.join(self._options.timeout_s + _JOIN_SLACK_S)
         self._open.clear()
+        self._host.close()
 
     def _usable_bundle(self, ep_ranks: Sequence[int]) -> _Bundle:
         with self._changed:
@@ -167,9 +169,15 @@ class CollectiveAttentionPort:
 
     # -- exchanges: on the caller's thread
 
-    def _make_room(self, bundle: _Bundle) -> None:
-        while len(bundle.pending) >= self._limits.max_in_flight:
-            self._collect_oldest(bundle, time.monotonic() + self._options.timeout_s)
+    def _check_room(self, bundle: _Bundle) -> None:
+        """Raises RankLost, and breaks the bundle, when too many exchanges were given up before they were answered.
+
+        Gloo cannot tell whether an answer has arrived without waiting for it.
+        """
+        if len(bundle.pending) >= self._format.max_unread:
+            error = RankLost(f"{len(bundle.pending)} exchanges are unanswered: the bundle is given up", bundle.ep_ranks)
+            self._break(bundle, error)
+            raise error
 
     def _post(self, bundle: _Bundle, entry: _Entry) -> None:
         payloads = self._format.pack_dispatch(entry.exchange, entry.dispatched)
@@ -231,11 +239,28 @@ class CollectiveAttentionPort:
                 self._changed.wait_for(lambda: self._is_closed or self._is_stale())
                 wanted, old = self._wanted, self._bundle
                 self._bundle = None
-            self._retire(old)
+            if not self._renew(old, wanted):
+                self._pause(wanted)
             if self._is_closed:
                 return
-            if wanted:
+
+    def _renew(self, old: _Bundle | None, wanted: Mapping[int, Endpoint]) -> bool:
+        """Retire one bundle and form the next; False if that failed, which is logged."""
+        try:
+            self._retire(old)
+            if wanted and not self._is_closed:
                 self._form(wanted)
+        except RuntimeError as error:
+            log.warning("forming the bundle of expert ranks %s failed: %s", sorted(wanted), _first_line(error))
+        except Exception:  # a bug; a thread that ended would leave the bundle unformed for good
+            log.exception("forming the bundle of expert ranks %s failed", sorted(wanted))
+        else:
+            return True
+        return False
+
+    def _pause(self, wanted: Mapping[int, Endpoint]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_wanted(wanted), _RETRY_S)
 
     def _is_stale(self) -> bool:
         if self._bundle is None:
@@ -251,18 +276,20 @@ class CollectiveAttentionPort:
             watcher.join(_JOIN_SLACK_S)
 
     def _form(self, wanted: Mapping[int, Endpoint]) -> None:
-        def is_wanted() -> bool:
-            return not self._is_closed and self._wanted is wanted
-
+        key = bundle_key(self._endpoint, wanted)
+        terms = self._format.terms
+        store = lead(self._host.client(), key, len(wanted), terms, lambda: self._is_wanted(wanted))
+        if store is None:
+            return
+        group = BundleGroup(store, 0, 1 + len(wanted), self._options)
         try:
-            key = bundle_key(self._endpoint, wanted)
-            store = lead(self._host.store, key, len(wanted), self._format.terms, is_wanted)
-            if store is not None:
-                self._install(_Bundle(wanted, BundleGroup(store, 0, 1 + len(wanted), self._options)))
-        except RuntimeError as error:
-            log.warning("forming the bundle of expert ranks %s failed: %s", sorted(wanted), _first_line(error))
-            with self._changed:
-                self._changed.wait_for(lambda: not is_wanted(), _RETRY_S)
+            self._install(_Bundle(wanted, group))
+        except BaseException:
+            group.abort()
+            raise
+
+    def _is_wanted(self, wanted: Mapping[int, Endpoint]) -> bool:
+        return not self._is_closed and self._wanted is wanted
 
     def _install(self, bundle: _Bundle) -> None:
         bundle.watchers += [
@@ -276,8 +303,16 @@ class CollectiveAttentionPort:
             self._changed.notify_all()
 
     def _watch(self, bundle: _Bundle, peer: int) -> None:
-        bundle.group.watch(peer)
-        self._break(bundle, None)
+        try:
+            bundle.group.watch(peer)
+        finally:
+            self._break(bundle, None)
+
+
+def _raise_refusal(entry: _Entry) -> None:
+    # Before any loss: a refusal is final, and sending again would be refused again.
+    for ep_rank, reason in entry.refusals.items():
+        raise ExpertRefused(ep_rank, reason)
 
 
 def _first_line(error: Exception) -> str:

@@ -33,6 +33,14 @@ _ATTENTION = 0  # its group rank
 _JOIN_SLACK_S = 5.0
 
 
+@dataclass(frozen=True, eq=False)
+class _Arrival:
+    """One frame. `fault`: what is wrong with it; then the work has no rows, and is refused in its turn."""
+
+    work: Work
+    fault: str | None
+
+
 @dataclass(eq=False)
 class _Link:
     """One incarnation of one bundle. `due`: headers not answered yet, in the order in which they must be answered.
@@ -61,7 +69,7 @@ class CollectiveExpertPort:
         self._members: dict[str, BundleMember] = {}
         self._retired: list[BundleMember] = []
         self._links: dict[int, _Link] = {}
-        self._inbox: deque[Work] = deque()
+        self._inbox: deque[_Arrival] = deque()
         self._is_closed = False
 
     @property
@@ -86,7 +94,7 @@ class CollectiveExpertPort:
     def receive(self, timeout_s: float) -> list[Work]:
         deadline = time.monotonic() + timeout_s
         while taken := self._take(deadline - time.monotonic()):
-            works = [work for work in taken if not self._answer_empty(work)]
+            works = [arrival.work for arrival in taken if not self._is_answered(arrival)]
             if works:
                 return works
         return []
@@ -109,20 +117,23 @@ class CollectiveExpertPort:
         for member in members:
             member.join(self._options.timeout_s + _JOIN_SLACK_S)
 
-    def _take(self, timeout_s: float) -> list[Work]:
+    def _take(self, timeout_s: float) -> list[_Arrival]:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._inbox, timeout_s)
             if self._is_closed:
                 raise TransportError("the expert port is closed")
-            taken = [work for work in self._inbox if work.bundle in self._links]
+            taken = [arrival for arrival in self._inbox if arrival.work.bundle in self._links]
             self._inbox.clear()
             return taken
 
-    def _answer_empty(self, work: Work) -> bool:
-        """A padded frame for a rank without rows keeps shapes constant; there is nothing to compute."""
-        if work.header.num_rows:
+    def _is_answered(self, arrival: _Arrival) -> bool:
+        """Answers the frames that are nobody's work: faulty ones, and padded ones for a rank without rows."""
+        if arrival.fault is not None:
+            self.refuse(arrival.work, arrival.fault)
+        elif not arrival.work.header.num_rows:
+            self.reply(arrival.work, arrival.work.hidden)
+        else:
             return False
-        self.reply(work, work.hidden)
         return True
 
     def _answer(self, work: Work, answer: Tensor | bytes) -> None:
@@ -148,37 +159,63 @@ class CollectiveExpertPort:
         else:
             link.sent.append(link.group.send_header(_ATTENTION, combine_header(header).pack()))
             link.sent.append(link.group.send_payloads(Direction.COMBINE, [(_ATTENTION, answer)]))
-        # The attention side has read all but the newest answers before it sent this exchange, so this does not wait.
-        while len(link.sent) > 2 * self._limits.max_in_flight:
+        # Two sends per answer. Before this exchange was sent all older answers had been read, so this does not wait.
+        while len(link.sent) > 2 * self._format.max_unread:
             link.sent.popleft().wait(time.monotonic() + self._options.timeout_s)
 
     # -- on the members' threads
 
     def _serve(self, group: BundleGroup) -> None:
-        """Read frames until the group breaks. Raises RuntimeError or FrameError."""
+        """Read frames until the group breaks. Raises RuntimeError, or FrameError for a frame that has no answer."""
         link = _Link(next(self._numbers), group)
         with self._changed:
             self._links[link.number] = link
         try:
             while True:
-                self._deliver(link, self._read(link))
+                self._read(link)
         finally:
             with self._changed:
                 del self._links[link.number]
 
-    def _read(self, link: _Link) -> Work:
+    def _read(self, link: _Link) -> None:
         header = unpack_header(link.group.wait_header(_ATTENTION))
-        check_dispatch(header, self._limits)
+        fault = _fault(header, self._limits)
+        if not self._format.is_agreed_size(header):
+            self._deliver(link, _Arrival(_without_rows(link.number, header), fault))
+            # What follows it cannot be received, so the link ends here: when the other end has its answer and leaves.
+            link.group.watch(_ATTENTION)
+            raise FrameError(f"refused, and the link given up: {fault}")
+        payload = self._read_payload(link, header)
+        if fault is None:
+            self._deliver(link, _Arrival(self._format.unpack_dispatch(payload, header, link.number), None))
+        else:
+            self._deliver(link, _Arrival(_without_rows(link.number, header), fault))
+
+    def _read_payload(self, link: _Link, header: Header) -> Tensor:
         device = self._options.torch_device
         payload = torch.empty(self._format.dispatch_bytes(header), dtype=torch.uint8, device=device)
         posted = link.group.receive_payloads(Direction.DISPATCH, [(_ATTENTION, payload)])
         posted.wait(time.monotonic() + self._options.timeout_s)
-        return self._format.unpack_dispatch(payload, header, link.number)
+        return payload
 
-    def _deliver(self, link: _Link, work: Work) -> None:
+    def _deliver(self, link: _Link, arrival: _Arrival) -> None:
         with self._changed:
-            if len(link.due) >= self._limits.max_in_flight:
-                raise FrameError(f"more than max_in_flight {self._limits.max_in_flight} exchanges are open")
-            link.due.append(work.header)
-            self._inbox.append(work)
+            if len(link.due) >= self._format.max_unread:
+                raise FrameError(f"more than {self._format.max_unread} exchanges are unanswered")
+            link.due.append(arrival.work.header)
+            self._inbox.append(arrival)
             self._changed.notify_all()
+
+
+def _fault(header: Header, limits: FrameLimits) -> str | None:
+    try:
+        check_dispatch(header, limits)
+    except FrameError as error:
+        return str(error)
+    return None
+
+
+def _without_rows(bundle: int, header: Header) -> Work:
+    """Stands for a frame whose rows were not read, until it is refused."""
+    nothing = torch.empty(0)
+    return Work(bundle, header, nothing, nothing, nothing, nothing)

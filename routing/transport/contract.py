@@ -6,7 +6,8 @@ A *bundle* is one attention actor and its EP ranks. The attention side owns an `
 Promises of every implementation:
 - A frame arrives whole and unchanged, or an exception says so; frames of one bundle and rank stay in order.
 - Nothing blocks past its deadline, and nothing spins.
-- `max_in_flight` exchanges may be open per bundle; one more is a bug (AssertionError), never a wait.
+- `max_in_flight` exchanges may be open per bundle; one more is a bug (AssertionError), never a wait. An exchange that
+  was dropped unanswered is open no more; room for late answers is bounded too, and `send` says so instead of waiting.
 - `close` is idempotent, wakes whoever waits, and leaves nothing behind in the operating system.
 """
 
@@ -77,8 +78,10 @@ class AttentionPort(Protocol):
         ...
 
     def send(self, exchange: Exchange) -> None:
-        """Send each rank of `exchange.plan.ranks` its rows and pairs. Raises BundleIncomplete before anything is sent;
-        after a time-out a bundle may have to form again, so `wait_connected` comes first."""
+        """Send each rank of `exchange.plan.ranks` its rows and pairs. Raises TransportError before anything is sent:
+        BundleIncomplete without these ranks, RankLost when too many exchanges were dropped before they were answered,
+        which costs the bundle. After either, and after a time-out, a bundle may have to form again, so
+        `wait_connected` comes first."""
         ...
 
     def receive(self, exchange: Exchange, timeout_s: float) -> list[Tensor]:
@@ -123,7 +126,8 @@ class ExpertPort(Protocol):
 
     def receive(self, timeout_s: float) -> list[Work]:
         """All frames that are ready, waiting for the first at most `timeout_s`; may be empty. A lost bundle is dropped
-        silently here: it is the attention side that retries. Frames that do not parse are refused and not returned."""
+        silently here: it is the attention side that retries. Frames that contradict the limits are refused and not
+        returned; one whose header is not readable at all costs its link."""
         ...
 
     def reply(self, work: Work, outputs: Tensor) -> None:

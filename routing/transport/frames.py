@@ -56,6 +56,8 @@ def check_dispatch(header: Header, limits: FrameLimits) -> None:
     """Raises FrameError when a dispatch from a peer exceeds or contradicts the limits; its sizes are safe otherwise."""
     if header.kind is not FrameKind.DISPATCH:
         raise FrameError(f"frame kind {header.kind.name} where a dispatch belongs")
+    if min(header.moe_layer_idx, header.microbatch_idx) < 0:
+        raise FrameError(f"negative index in {header}")
     if header.num_rows > limits.max_rows or header.num_pairs > header.num_rows * limits.top_k:
         raise FrameError(f"{header.num_rows} rows and {header.num_pairs} pairs exceed {limits}")
     if header.hidden_size != limits.hidden_size or header.dtype != limits.dtype:

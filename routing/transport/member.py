@@ -1,6 +1,6 @@
 """An expert rank's place in one bundle: a thread that joins attempt after attempt and serves what it joined.
 
-Ends when told to stop; until then a failure of the world is logged and followed by the next attempt.
+Ends when told to stop; until then any failure is logged and followed by the next attempt.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class BundleMember:
                 log.info("not in the bundle of %s: %s", self._place.attention.address, str(error).partition("\n")[0])
             except (ValueError, FrameError) as error:
                 log.warning("not in the bundle of %s: %s", self._place.attention.address, error)
+            except Exception:  # a bug; a thread that ended would leave the rank out of the bundle for good
+                log.exception("not in the bundle of %s", self._place.attention.address)
             self._stopped.wait(_RETRY_S)
 
     def _join_and_serve(self) -> None:

@@ -23,21 +23,35 @@ _BACKLOG = 256
 
 
 class StoreHost:
-    """A TCP store bound to one address of this host, and its published form "host:port/bundle-id"."""
+    """A TCP store bound to one address of this host, and its published form "host:port/bundle-id".
+
+    Serves from birth to `close`. Only clients are given away, so that no group keeps the socket open.
+    """
 
     def __init__(self, host: str, timeout_s: float) -> None:
         # The store binds to every address when it opens the socket itself, so it is given a socket that is bound.
         listener = socket.create_server((host, 0), family=_family(host), backlog=_BACKLOG)
         port = listener.getsockname()[1]
+        self._host, self._port = host, port
+        self._timeout = timedelta(seconds=timeout_s)
         self.address = f"{host}:{port}/{secrets.token_hex(16)}"
-        self.store = TCPStore(
+        self._server: Store | None = TCPStore(
             host,
             port,
             is_master=True,
             wait_for_workers=False,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=self._timeout,
             master_listen_fd=listener.detach(),
         )
+
+    def client(self) -> Store:
+        """A connection to the store. Raises RuntimeError when it cannot be reached."""
+        return _connect(self._host, self._port, self._timeout)
+
+    def close(self) -> None:
+        """Stop listening and disconnect every client. Idempotent."""
+        # TCPStore has no close: its server ends with the last reference.
+        self._server = None
 
 
 def connect_store(attention: Endpoint, timeout_s: float) -> Store:
@@ -45,9 +59,7 @@ def connect_store(attention: Endpoint, timeout_s: float) -> Store:
     host, separator, port = attention.address.partition("/")[0].rpartition(":")
     if not separator or not port.isdigit():
         raise ValueError(f"attention address {attention.address!r} is not host:port/bundle-id")
-    timeout = timedelta(seconds=timeout_s)
-    store: Store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
-    return store
+    return _connect(host, int(port), timedelta(seconds=timeout_s))
 
 
 def bundle_key(attention: Endpoint, shards: Mapping[int, Endpoint]) -> str:
@@ -91,6 +103,11 @@ def join(
     if not _wait(store, [f"{key}/{attempt}/go"], lambda: is_wanted() and _newest(store, key) == attempt):
         return None
     return attempt, PrefixStore(f"{key}/{attempt}/groups", store)
+
+
+def _connect(host: str, port: int, timeout: timedelta) -> Store:
+    store: Store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    return store
 
 
 def _newest(store: Store, key: str) -> int:

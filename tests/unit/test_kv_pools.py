@@ -29,6 +29,14 @@ def _compute(cache: KvCache, kv: SequenceKv, token_ids: list[int], chunk: int = 
         cache.check()
 
 
+def _hit(cache: KvCache, token_ids: list[int]) -> int:
+    """Tokens that a new sequence would get from the prefix cache."""
+    kv = SequenceKv()
+    num_tokens = cache.attach_prefix(kv, token_ids)
+    cache.release(kv)
+    return num_tokens
+
+
 def test_blocks_leave_the_sliding_pool_when_no_later_row_sees_them() -> None:
     """Worked by hand: before the row at position p, positions p-5.. must be there, so blocks from (p-5)//4 on."""
     cache, kv = _cache(), SequenceKv()
@@ -51,15 +59,6 @@ def test_a_long_sequence_holds_a_bounded_number_of_sliding_blocks(chunk: int) ->
     assert len(kv.sliding.live_ids) <= LAYOUT.max_sliding_blocks(1)
 
 
-def test_the_margin_keeps_positions_for_a_rollback() -> None:
-    """With a margin of 3, the positions a row three earlier would read are still there."""
-    layout = KvLayout(BLOCK_SIZE, WINDOW, window_margin=3)
-    cache = KvCache(layout, num_full_blocks=32, num_sliding_blocks=32)
-    kv = SequenceKv()
-    _compute(cache, kv, list(range(40)), chunk=1)
-    assert kv.sliding.first_live * BLOCK_SIZE <= 40 - 3 - WINDOW + 1
-
-
 def test_appending_again_after_a_failed_step_reserves_nothing_more() -> None:
     """Slots reserved for rows that were not committed are used by the next append."""
     cache, kv = _cache(num_full=2, num_sliding=2), SequenceKv()
@@ -78,9 +77,9 @@ def test_prefix_hit_leaves_a_token_to_compute() -> None:
     tokens = list(range(16))
     _compute(cache, kv, tokens)
     cache.release(kv)
-    assert cache.match_prefix(SequenceKv(), tokens) == 12
-    assert cache.match_prefix(SequenceKv(), [*tokens, 99]) == 16
-    assert cache.match_prefix(SequenceKv(), [99, *tokens]) == 0
+    assert _hit(cache, tokens) == 12
+    assert _hit(cache, [*tokens, 99]) == 16
+    assert _hit(cache, [99, *tokens]) == 0
 
 
 def test_a_hit_shares_the_same_blocks_and_the_newcomer_writes_elsewhere() -> None:
@@ -108,9 +107,9 @@ def test_a_hit_is_cut_to_where_the_sliding_pool_can_follow() -> None:
     tokens = list(range(24))
     _compute(cache, kv, tokens)  # 4 sliding blocks: the first ones were evicted on the way
     cache.release(kv)
-    assert cache.match_prefix(SequenceKv(), [*tokens, 99]) == 24
+    assert _hit(cache, [*tokens, 99]) == 24
     # The first 8 tokens would need sliding blocks 0 and 1 (positions 3..7 are in the window of row 8).
-    assert cache.match_prefix(SequenceKv(), [*tokens[:8], *[99] * 16]) == 0
+    assert _hit(cache, [*tokens[:8], *[99] * 16]) == 0
 
 
 def test_evicting_full_blocks_shortens_hits_from_the_end() -> None:
@@ -120,7 +119,7 @@ def test_evicting_full_blocks_shortens_hits_from_the_end() -> None:
     _compute(cache, kv, tokens)
     cache.release(kv)
     _compute(cache, other, [90 + i for i in range(8)])  # takes two of the six full blocks
-    assert cache.match_prefix(SequenceKv(), [*tokens, 99]) == 16
+    assert _hit(cache, [*tokens, 99]) == 16
     cache.check()
 
 
@@ -131,9 +130,6 @@ def test_tokens_after_a_difference_never_hit() -> None:
     changed: list[bytes] = []
     extend_keys(changed, [0, 2, 3, 4, 5, 6, 7, 8], 4)
     assert len({*keys, *changed}) == 4
-    salted: list[bytes] = []
-    extend_keys(salted, [1, 2, 3, 4], 4, b"salt")
-    assert salted[0] != keys[0]
 
 
 def test_keys_are_extended_not_recomputed() -> None:
@@ -145,12 +141,49 @@ def test_keys_are_extended_not_recomputed() -> None:
     assert (len(keys), keys[0]) == (2, b"kept")
 
 
+def test_distrust_forgets_blocks_that_have_left_the_window_too() -> None:
+    """Sliding blocks 0..3 of 28 tokens were dropped, and idle ones are found by a shorter prompt until then."""
+    cache, kv = _cache(), SequenceKv()
+    tokens = list(range(28))
+    _compute(cache, kv, tokens)
+    assert kv.sliding.first_live > 2
+    assert _hit(cache, [*tokens[:12], 99]) == 12
+    cache.distrust(kv)
+    cache.check()
+    assert [_hit(cache, [*tokens[:n], 99]) for n in (4, 8, 12, 16, 20, 24, 28)] == [0] * 7
+    cache.release(kv)
+    cache.check()
+    assert cache.usage == 0.0
+
+
+def test_distrust_leaves_other_prefixes_alone() -> None:
+    """Another conversation that shares the beginning loses it; one that shares nothing loses nothing."""
+    cache, kv, other = _cache(), SequenceKv(), SequenceKv()
+    _compute(cache, kv, list(range(16)))
+    _compute(cache, other, [50 + i for i in range(16)])
+    cache.distrust(kv)
+    assert _hit(cache, [*range(16), 99]) == 0
+    assert _hit(cache, [*(50 + i for i in range(16)), 99]) == 16
+
+
+def test_a_distrusted_prefix_can_be_computed_and_found_again() -> None:
+    """The second time it is right: its blocks are published as if the first had never been."""
+    cache, bad, good = _cache(), SequenceKv(), SequenceKv()
+    tokens = list(range(16))
+    _compute(cache, bad, tokens)
+    cache.distrust(bad)
+    _compute(cache, good, tokens)  # while the distrusted one still runs
+    cache.release(bad)
+    assert _hit(cache, [*tokens, 99]) == 16
+    cache.check()
+
+
 def test_without_prefix_cache_nothing_is_found() -> None:
     """The setting turns publication and lookup off."""
     cache, kv = _cache(enable_prefix_cache=False), SequenceKv()
     _compute(cache, kv, list(range(16)))
     cache.release(kv)
-    assert cache.match_prefix(SequenceKv(), list(range(17))) == 0
+    assert _hit(cache, list(range(17))) == 0
 
 
 def test_a_model_without_sliding_layers_uses_the_full_pool_alone() -> None:

@@ -94,7 +94,7 @@ def test_a_model_without_full_layers_still_counts_its_blocks() -> None:
 def test_the_sliding_pool_carries_every_window_and_a_full_step() -> None:
     """The worst alignment of 32 windows, one of them prefilling the whole budget, fits."""
     demand = replace(DEMAND, max_running=4, max_step_tokens=64)
-    layout = KvLayout(block_size=16, window=40, window_margin=5)
+    layout = KvLayout(block_size=16, window=45)
     worst = 3 * layout.max_sliding_blocks(1) + layout.max_sliding_blocks(61)
     assert sliding_pool_blocks(layout, demand) >= worst
     spread = 4 * layout.max_sliding_blocks(16)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
 from actors.errors import ConfigError
 from actors.model.config import parse_model_config
-from tests.fakes.configs import real_config, tiny_config
+from actors.model.known_fields import OPTIONAL_FIELDS, PINNED_FIELDS, REQUIRED_FIELDS
+from tests.fakes.configs import FP8_QUANTIZATION, real_config, tiny_config
 
 
 def test_the_published_config_gives_the_published_layers() -> None:
@@ -55,14 +57,125 @@ def test_the_published_config_gives_the_published_layers() -> None:
         ({"hidden_size": "64"}, "hidden_size = '64'"),
         ({"hidden_size": 0}, "hidden_size = 0"),
         ({"max_seq_len": 7}, "max_position_embeddings and max_seq_len"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config.quant_method = 'awq'"),
+        ({"quantization_config": {}}, "quantization_config.quant_method is missing"),
         ({"eos_token_id": "im_end"}, "eos_token_id"),
+        ({"eos_token_id": [1, 512]}, "eos_token_id = [1, 512] must be a token id below 512"),
+        ({"yarn_only_types": ["full-attention"]}, "yarn_only_types = ['full-attention']"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 must be an integer of 1 to 1000"),
+        ({"moe_num_experts": 10**9}, "moe_num_experts = 1000000000"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     """A field or value that could change the computation is an error that names it."""
     with pytest.raises(ConfigError, match=_escaped(named)):
         parse_model_config({**tiny_config(), **change})
+
+
+NOT_A_NUMBER: list[Any] = [True, "1", {}, math.nan, math.inf, -math.inf, -1, 10**400]
+NOT_AN_INTEGER: list[Any] = [*NOT_A_NUMBER, [], 1.5]
+NOT_A_NUMBER_ABOVE_0 = [*NOT_A_NUMBER, None, [], 0, 1e31]
+NOT_A_LIST: list[Any] = [True, "x", 5, {}, [], [True], [None], ["x"], [[]], [math.nan]]
+NOT_AN_OBJECT: list[Any] = [True, "fp8", 5, [], ["x"], 1.5]
+LAYERS = 9  # of tiny_config, draft modules included
+ONE_BAD_ENTRY = [[bad, *[1.0] * (LAYERS - 1)] for bad in (*NOT_A_NUMBER, None, [])]
+SCALING = tiny_config()["rope_scaling"]
+OTHER = tiny_config()["attention_other_setting"]
+
+BAD_VALUES: dict[str, list[Any]] = {
+    **dict.fromkeys(
+        [
+            *("head_dim", "hidden_size", "intermediate_size", "moe_intermediate_size", "moe_num_experts", "moe_top_k"),
+            *("num_attention_groups", "num_attention_heads", "num_hidden_layers", "share_expert_dim"),
+            *("sliding_window", "vocab_size", "max_position_embeddings", "max_seq_len"),
+        ],
+        [*NOT_AN_INTEGER, None, 0, 2**31],
+    ),
+    "num_nextn_predict_layers": [*NOT_AN_INTEGER, None, 1001],
+    "moe_router_scaling_factor": NOT_A_NUMBER_ABOVE_0,
+    "rms_norm_eps": NOT_A_NUMBER_ABOVE_0,
+    "rope_theta": [*NOT_A_NUMBER_ABOVE_0, 0.5, [1.0], *ONE_BAD_ENTRY],
+    "partial_rotary_factors": [*NOT_A_NUMBER_ABOVE_0, 1.1, 0.01, [1.0], *ONE_BAD_ENTRY],
+    "swiglu_limits": [*NOT_A_NUMBER, [], [1.0], *ONE_BAD_ENTRY],
+    "swiglu_limits_shared": [*NOT_A_NUMBER, [], [1.0], *ONE_BAD_ENTRY],
+    "layer_types": [*NOT_A_LIST, None, [None] * LAYERS, [[]] * LAYERS, "full_attention"],
+    "moe_layers_enum": [*NOT_A_LIST, None, "", ",", "-1", "6", "1.5", "1" * 5000],
+    "yarn_only_types": NOT_A_LIST,
+    "eos_token_id": [True, "x", {}, [True], ["1"], [None], -1, 1.5, math.nan, 10**400],
+    "attention_other_setting": [
+        *NOT_AN_OBJECT,
+        None,
+        {},
+        *({**OTHER, name: None} for name in OTHER),
+        *({**OTHER, "num_attention_heads": bad} for bad in (*NOT_AN_INTEGER, 5)),
+        {**OTHER, "novelty": 1},
+    ],
+    "rope_scaling": [
+        *NOT_AN_OBJECT,
+        {},
+        *({**SCALING, name: bad} for name in SCALING for bad in (*NOT_A_NUMBER, None, 0)),
+        {**SCALING, "factor": 0.5},
+        {**SCALING, "low_freq_factor": 32.0},
+        {**SCALING, "original_max_position_embeddings": 1.5},
+        {**SCALING, "type": "yarn"},
+        {**SCALING, "novelty": 1},
+    ],
+    "quantization_config": [
+        *NOT_AN_OBJECT,
+        *({**FP8_QUANTIZATION, name: bad} for name in FP8_QUANTIZATION for bad in (None, "x", [], {}, 128)),
+        *({**FP8_QUANTIZATION, "weight_block_size": [128, bad]} for bad in NOT_AN_INTEGER),
+    ],
+}
+
+
+def test_bad_values_are_tried_for_every_field_with_a_meaning() -> None:
+    """Whoever adds a field adds its bad values; `model_type` has one legal value and is tried above."""
+    assert BAD_VALUES.keys() | {"model_type"} == {*REQUIRED_FIELDS, *OPTIONAL_FIELDS}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_wrong_values_are_config_errors_that_name_the_field(name: str) -> None:
+    """Whatever JSON can hold: never another exception, never accepted."""
+    for value in BAD_VALUES[name]:
+        with pytest.raises(ConfigError) as caught:
+            parse_model_config({**tiny_config(), name: value})
+        assert any(name in problem for problem in caught.value.problems), value
+
+
+@pytest.mark.parametrize("name", sorted(PINNED_FIELDS))
+def test_other_values_of_pinned_fields_are_refused(name: str) -> None:
+    """Also null, and values that have no order."""
+    for value in (None, "x", [None], {}, math.nan, 10**400):
+        with pytest.raises(ConfigError, match=f"{name} = "):
+            parse_model_config({**tiny_config(), name: value})
+
+
+@pytest.mark.parametrize(
+    "name", ["swiglu_limits", "swiglu_limits_shared", "rope_scaling", "yarn_only_types", "quantization_config"]
+)
+def test_null_means_absent_where_a_field_may_be_absent(name: str) -> None:
+    """Published files write null for a feature that is off."""
+    fields = tiny_config()
+    fields.pop(name, None)
+    assert parse_model_config({**fields, name: None}) == parse_model_config(fields)
+
+
+def test_one_number_stands_for_every_layer() -> None:
+    """Per-layer numbers may be written once."""
+    config = parse_model_config({**tiny_config(), "rope_theta": 7, "swiglu_limits": 2.5})
+    assert {spec.rope_theta for spec in (*config.layers, *config.mtp_layers)} == {7.0}
+    assert {spec.routed_limit for spec in config.moe_layers} == {2.5}
+
+
+def test_long_and_deep_values_make_short_messages() -> None:
+    """A file of many megabytes must not become a message of many megabytes, nor a RecursionError."""
+    deep: list[Any] = []
+    for _ in range(900):
+        deep = [deep]
+    for value in ("x" * 100_000, [1] * 100_000, deep):
+        with pytest.raises(ConfigError) as caught:
+            parse_model_config({**tiny_config(), "hidden_size": value})
+        assert len(str(caught.value)) < 400
 
 
 def test_every_problem_is_listed_at_once() -> None:

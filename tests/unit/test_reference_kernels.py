@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,23 @@ def test_a_query_sees_exactly_its_window(kernels: Kernels, window: int) -> None:
         expected[i, first : i + 1] += 1.0 / (i + 1 - first)
     for steps in ([run.whole()], [[(0, i, 1)] for i in range(16)]):
         torch.testing.assert_close(run.outputs(kernels, steps)[0], expected, rtol=0, atol=1e-6)
+
+
+@every_kernel
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_row_touches_no_row_that_does_not_see_it(kernels: Kernels, window: int, broken: float) -> None:
+    """NaN at position 9 of a chunk: rows before it, and rows whose window has passed it, keep their bits."""
+    spec = layers.layer_spec(window=window)
+    hidden = torch.randn(20, 48)
+    run = layers.AttentionRun(spec, layers.attention_weights(spec, 48), [hidden])
+    expected = run.outputs(kernels, [run.whole()])[0]
+    poisoned = hidden.clone()
+    poisoned[9] = broken
+    actual = replace(run, hidden=[poisoned]).outputs(kernels, [run.whole()])[0]
+    sees = torch.tensor([9 <= i and (not window or i - window < 9) for i in range(20)])
+    same_bits(actual[~sees], expected[~sees])
+    assert not actual[sees].isfinite().any()
 
 
 @every_kernel

@@ -10,7 +10,7 @@ from actors.attention.sequence import Sequence, SequenceState
 from actors.cache.block_table import KvCache
 from actors.cache.blocks import KvLayout
 from actors.errors import EngineOverloaded, RequestRejected
-from actors.messages import ErrorKind, FinishReason, GenerateRequest, SamplingSpec
+from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, SamplingSpec
 
 LAYOUT = KvLayout(block_size=4, window=6)
 VOCAB_SIZE = 100
@@ -138,9 +138,9 @@ def test_a_higher_priority_prefill_takes_blocks_from_a_decode_scheduled_in_the_s
     _step(scheduler)
     scheduler.add(_request("tiny", 2, priority=1), 0.0)
     schedule = _step(scheduler)
-    while not schedule.preempted:
+    while not scheduler.num_preempted:
         schedule = _step(scheduler)
-    assert schedule.preempted == (low,)
+    assert low.state is SequenceState.PREEMPTED
     assert [item.sequence for item in schedule.items] == [high]
     assert (scheduler.num_waiting, scheduler.num_preempted) == (2, 1)
 
@@ -171,7 +171,8 @@ def test_the_lowest_ranked_waits_with_its_blocks_instead_of_preempting_itself() 
         ["first"],
     ]
     assert (second.state, second.context_len, first.context_len) == (SequenceState.RUNNING, 20, 20)
-    assert _step(scheduler).preempted == (second,)
+    _step(scheduler)
+    assert second.state is SequenceState.PREEMPTED
 
 
 def test_nobody_overtakes_a_long_prompt_that_waits_for_blocks() -> None:
@@ -241,6 +242,67 @@ def test_a_prefix_hit_skips_computed_rows_and_is_reported() -> None:
     event = second.take_event()
     assert event is not None
     assert event.num_cached_tokens == 12
+
+
+FAILED = RequestError(ErrorKind.INTERNAL, "not finite")
+SHARED = tuple(range(24))
+
+
+def _cached_after_error(scheduler: Scheduler, at: int, others: list[Sequence]) -> int:
+    """Run a sequence over SHARED until `at` tokens are computed, fail it, and see what a third one then finds."""
+    failing = scheduler.add(GenerateRequest("failing", SHARED, SamplingSpec(max_tokens=9)), 0.0)
+    while failing.context_len < at:
+        _step(scheduler)
+    scheduler.finish(failing, FinishReason.ERROR, FAILED)
+    scheduler.check()
+    for other in others:
+        scheduler.abort(other.request_id)
+        scheduler.check()
+    later = scheduler.add(GenerateRequest("later", SHARED, SamplingSpec(max_tokens=1)), 0.0)
+    _step(scheduler)
+    return later.num_cached_tokens
+
+
+@pytest.mark.parametrize("at", [8, 16, 26])
+def test_a_failed_sequence_leaves_nothing_to_be_found(at: int) -> None:
+    """In the middle of its prompt or later: blocks that may hold NaN are not handed to the next one."""
+    assert _cached_after_error(_scheduler(enable_prefix_cache=True), at, []) == 0
+
+
+def test_a_failed_sequence_takes_the_blocks_it_shared_along() -> None:
+    """The first one is fine and the second fails on its blocks: they are withdrawn, though their owner still runs."""
+    scheduler = _scheduler(enable_prefix_cache=True, max_step_tokens=64)
+    owner = scheduler.add(GenerateRequest("owner", SHARED, SamplingSpec(max_tokens=10)), 0.0)
+    _step(scheduler)
+    assert _cached_after_error(scheduler, 24, [owner]) == 0
+
+
+def test_a_failure_after_preemption_reaches_blocks_that_were_given_back() -> None:
+    """Idle blocks of a sequence that waits to be computed again are withdrawn too."""
+    scheduler = _scheduler(num_full=8, max_model_len=20, enable_prefix_cache=True)
+    scheduler.add(_request("first", 6, max_tokens=14), 0.0)
+    second = scheduler.add(_request("second", 6, max_tokens=14), 0.0)
+    while second.state is not SequenceState.PREEMPTED:
+        _step(scheduler)
+    tokens = tuple(second.token_ids)
+    scheduler.finish(second, FinishReason.ERROR, FAILED)
+    scheduler.check()
+    scheduler.abort("first")
+    later = scheduler.add(GenerateRequest("later", tokens, SamplingSpec(max_tokens=1)), 0.0)
+    _step(scheduler)
+    assert later.num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("reason", [FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT])
+def test_other_ends_keep_the_prefix(reason: FinishReason) -> None:
+    """Only an error says that what was computed may be wrong."""
+    scheduler = _scheduler(enable_prefix_cache=True, max_step_tokens=64)
+    sequence = scheduler.add(GenerateRequest("a", SHARED, SamplingSpec(max_tokens=9)), 0.0)
+    _step(scheduler)
+    scheduler.finish(sequence, reason)
+    later = scheduler.add(GenerateRequest("later", SHARED, SamplingSpec(max_tokens=1)), 0.0)
+    _step(scheduler)
+    assert later.num_cached_tokens == 20
 
 
 def test_pools_that_cannot_hold_one_sequence_are_refused_at_start() -> None:

@@ -63,16 +63,20 @@ def gated_output(attended: Tensor, normed: Tensor, weights: AttentionWeights, *,
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
     """Grouped attention. query: [T, N, D]. key, value: [L, G, D]. visible: bool [T, L]. -> [T, N, D].
 
-    Query head h reads key/value head h // Q. Softmax in fp32.
+    Query head h reads key/value head h // Q. Softmax in fp32. A row that sees a key or value that is not finite becomes
+    NaN; the others are what they would be without it.
     """
     num_rows, num_heads, head_dim = query.shape
     groups = key.shape[1]
     per_group = query.unflatten(1, (groups, num_heads // groups)).permute(1, 2, 0, 3)  # [G, Q, T, D]
     scores = per_group @ key.permute(1, 2, 0).unsqueeze(1) * head_dim**-0.5  # [G, Q, T, L]
     scores = scores.to(torch.float32).masked_fill(~visible, float("-inf"))
+    # In a product, a weight of 0 does not hide a value of NaN.
+    is_broken = ~value.isfinite().all(dim=-1).all(dim=-1)  # [L]
+    value = value.masked_fill(is_broken[:, None, None], 0.0)
     mixed = scores.softmax(dim=-1).to(value.dtype) @ value.permute(1, 0, 2).unsqueeze(1)  # [G, Q, T, D]
     attended: Tensor = mixed.permute(2, 0, 1, 3).reshape(num_rows, num_heads, head_dim)
-    return attended
+    return attended.masked_fill((visible & is_broken).any(dim=1)[:, None, None], float("nan"))
 
 
 def _write(cache: LayerKV, slot_mapping: Tensor, key: Tensor, value: Tensor) -> None:
