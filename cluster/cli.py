@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import CheckpointError
+from actors.weights.check import CheckpointSummary, check_checkpoint
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import ConfigurationError, StartFailed
 
@@ -58,22 +59,15 @@ def serve(checkpoint: Checkpoint = None, config: ConfigFile = None, log_level: L
 @app.command()
 def check(checkpoint: Folder, ep_size: EpSize = 8) -> None:
     """Check a checkpoint without loading it, and show what each rank would hold. Exit code 1 lists what is wrong."""
-    from actors.weights.check import check_checkpoint
-
     with _failures_shown():
         summary = check_checkpoint(checkpoint, ep_size)
     console.print(
         f"{checkpoint}: sound. {summary.num_parameters:,} parameters, {summary.num_tensors} tensors, "
         f"{_size(summary.num_bytes)}, {summary.dtype}, {summary.layout.value} experts"
     )
-    table = Table("rank", "holds", "bytes")
-    table.add_row(
-        "attention (each)", f"{summary.config.num_layers} layers, MTP modules", _size(summary.attention_bytes)
-    )
-    held = f"{summary.experts_per_rank} experts in each of {len(summary.config.moe_layers)} MoE layers"
-    for ep_rank, num_bytes in enumerate(summary.rank_bytes):
-        table.add_row(f"expert {ep_rank}", held, _size(num_bytes))
-    console.print(table)
+    console.print(_ranks_table(summary))
+    if summary.config.mtp_layers:
+        console.print(f"MTP modules: {_size(summary.mtp_bytes)}, checked, not loaded")
 
 
 def main() -> None:
@@ -81,9 +75,19 @@ def main() -> None:
     app()
 
 
+def _ranks_table(summary: CheckpointSummary) -> Table:
+    """What each rank reads of the files, and what it then holds in memory with param_dtype auto."""
+    table = Table("rank", "holds", "reads", "in memory")
+    sizes = _size(summary.attention_bytes), _size(summary.held_attention_bytes)
+    table.add_row("attention (each)", f"{summary.config.num_layers} layers", *sizes)
+    experts = f"{summary.experts_per_rank} experts in each of {len(summary.config.moe_layers)} MoE layers"
+    for ep_rank, (read, held) in enumerate(zip(summary.rank_bytes, summary.held_rank_bytes, strict=True)):
+        table.add_row(f"expert {ep_rank}", experts, _size(read), _size(held))
+    return table
+
+
 def _serve(config: ClusterConfig) -> None:
     # Imported late: Ray takes seconds, and a wrong flag should be told at once.
-    from actors.weights.check import check_checkpoint
     from cluster.deploy import MapShape
     from cluster.progress import progress_line
     from cluster.start import start_cluster

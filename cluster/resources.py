@@ -105,5 +105,7 @@ def process_environment(config: ClusterConfig) -> dict[str, str]:
         "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": f"{tier_timeout_s:g}",
         # Nine processes share a laptop's cores: more threads per process would only take turns.
         "OMP_NUM_THREADS": "1",
+        # Ray starts workers at niceness 15, as befits batch jobs; these answer users.
+        "RAY_worker_niceness": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }

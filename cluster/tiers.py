@@ -21,7 +21,7 @@ from routing.transport.select import TransportOptions, open_attention_port, open
 
 def build_expert(config: ClusterConfig, ep_rank: int, expert_map: ExpertMap, transport: str) -> BuiltExpert:
     """Slow: loads one rank's shard. Raises CheckpointError, TransportError; the port is closed on failure."""
-    options = _transport_options(config, config.experts.device)
+    options = transport_options(config, config.experts.device)
     port = open_expert_port(transport, ep_rank=ep_rank, limits=_limits(config), options=options)
     try:
         actor = ExpertActor(config.expert_engine, config.checkpoint, expert_map, ep_rank, port)
@@ -34,7 +34,7 @@ def build_expert(config: ClusterConfig, ep_rank: int, expert_map: ExpertMap, tra
 def build_attention(config: ClusterConfig, expert_map: ExpertMap, transport: str) -> BuiltAttention:
     """Slow: loads the attention tier's weights. Raises CheckpointError, ValueError for a KV cache that is too small,
     TransportError; the port is closed on failure."""
-    options = _transport_options(config, config.attention.device)
+    options = transport_options(config, config.attention.device)
     limits = _limits(config)
     port = open_attention_port(transport, ep_size=expert_map.ep_size, limits=limits, options=options)
     try:
@@ -50,7 +50,8 @@ def _limits(config: ClusterConfig) -> FrameLimits:
     return frame_limits(config.attention_engine, read_model_config(config.checkpoint))
 
 
-def _transport_options(config: ClusterConfig, device: str) -> TransportOptions:
+def transport_options(config: ClusterConfig, device: str) -> TransportOptions:
+    """How a replica of one tier opens its port. device: the tier's."""
     return TransportOptions(
         host=ray.util.get_node_ip_address(),
         timeout_s=config.attention.engine.exchange_timeout_s,

@@ -172,9 +172,10 @@ class AttentionActor:
         self._streams.publish(self._engine.take_events())
 
     def _step(self) -> None:
-        """One step if there is work. Raises TransportError, after a short wait, when ranks are missing."""
+        """One step if there is work. Raises TransportError, in an outage after a short wait for the missing ranks."""
         if self._engine.scheduler.has_work:
-            self._port.wait_connected(range(self._map.ep_size), RECONNECT_WAIT_S)
+            if self._recovery.is_failing:
+                self._port.wait_connected(range(self._map.ep_size), RECONNECT_WAIT_S)
             self._engine.run()
             self._probe_when_suspect()
             self._recovery.succeeded()

@@ -56,6 +56,10 @@ class AttentionConfig(BaseModel):
                 "compute_dtype bfloat16 on device cpu is not served by the native kernels: "
                 "use compute_dtype float32, or kernels [reference]"
             )
+        if self.deterministic and self.device != "cpu":
+            raise ValueError(
+                f"deterministic is proven on device cpu only, got device {self.device}: use device cpu, or leave it off"
+            )
         if self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens {self.max_step_tokens} must be at least max_running {self.max_running}, "

@@ -20,6 +20,7 @@ from actors.model.decoder import Decoder
 from actors.sampling.sampler import Sampler
 from actors.weights.check import check_checkpoint
 from actors.weights.loader import load_attention_weights
+from actors.weights.progress import logged
 from actors.weights.shard import AttentionTierWeights
 from actors.weights.source import SafetensorsSource
 from routing.dispatcher import Dispatcher
@@ -29,8 +30,12 @@ TOKENIZER_NAME = "tokenizer.json"
 
 def load_engine(config: AttentionConfig, checkpoint: Path, ep_size: int, dispatcher: Dispatcher) -> EngineStep:
     """Slow: reads the attention tier's weights. Raises CheckpointError, ValueError if the KV cache is too small."""
-    model = check_checkpoint(checkpoint, ep_size).config
-    with SafetensorsSource(checkpoint) as source:
+    if config.deterministic:
+        torch.set_num_threads(1)  # `load_kernels` says why
+    summary = check_checkpoint(checkpoint, ep_size)
+    model = summary.config
+    with SafetensorsSource(checkpoint) as files:
+        source = logged(files, summary.attention_bytes, "attention rank")
         weights = load_attention_weights(source, model, dtype=_param_dtype(config), device=config.device)
     return build_engine(config, model, weights, dispatcher, valid_vocab_size(checkpoint, model))
 
@@ -45,7 +50,7 @@ def build_engine(
     """An engine over loaded weights. num_valid_tokens: ids from here on are padding and never sampled."""
     dtype = compute_dtype(config)
     layout = KvLayout(config.block_size, model.window)
-    sizes = _pool_sizes(config, model, layout, dtype)
+    sizes = kv_pool_sizes(config, model, layout, dtype)
     storage = KvStorage(model.layers, layout, sizes, dtype=dtype, device=config.device)
     kv_cache = KvCache(
         layout,
@@ -80,9 +85,11 @@ def valid_vocab_size(checkpoint: Path, model: ModelConfig) -> int:
     return min(model.vocab_size, int(Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)))
 
 
-def _pool_sizes(config: AttentionConfig, model: ModelConfig, layout: KvLayout, dtype: torch.dtype) -> KvPoolSizes:
+def kv_pool_sizes(config: AttentionConfig, model: ModelConfig, layout: KvLayout, dtype: torch.dtype) -> KvPoolSizes:
+    """Blocks of both KV pools. Raises ValueError when the longest sequence does not fit."""
     longest = max_model_len(config, model)
-    demand = KvDemand(longest, config.max_running, config.max_step_tokens, config.cached_windows)
+    cached_windows = config.cached_windows if config.enable_prefix_cache else 0
+    demand = KvDemand(longest, config.max_running, config.max_step_tokens, cached_windows)
     if config.kv_cache_bytes is not None:
         return size_for_bytes(model.layers, layout, demand, dtype, config.kv_cache_bytes)
     return size_for_tokens(layout, demand, config.kv_cache_tokens or 2 * longest)

@@ -21,6 +21,11 @@ class Recovery:
         """Note a step that succeeded."""
         self._failing_since = None
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last step failed."""
+        return self._failing_since is not None
+
     def is_given_up(self, now: float) -> bool:
         """Whether steps have been failing for longer than the time-out."""
         since = self._failing_since  # read once: other threads ask while the engine thread writes

@@ -15,8 +15,10 @@ from actors.expert.config import ExpertConfig
 from actors.expert.shard import ExpertShard
 from actors.expert.step import serve_ready
 from actors.kernels.registry import load_kernels
-from actors.weights.check import check_checkpoint
+from actors.weights.check import check_checkpoint, slots_bytes
 from actors.weights.loader import load_expert_weights
+from actors.weights.plan import expert_plan
+from actors.weights.progress import logged
 from actors.weights.source import SafetensorsSource
 from routing.experts import ExpertMap
 from routing.transport.contract import Endpoint, ExpertPort
@@ -76,9 +78,14 @@ class ExpertActor:
 
 def load_shard(config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep_rank: int) -> ExpertShard:
     """Read one rank's slots of a checkpoint folder. Raises CheckpointError with everything that is wrong."""
-    model = check_checkpoint(checkpoint, expert_map.ep_size).config
+    if config.deterministic:
+        torch.set_num_threads(1)  # `load_kernels` says why
+    summary = check_checkpoint(checkpoint, expert_map.ep_size)
+    model = summary.config
     dtype = None if config.param_dtype == "auto" else getattr(torch, config.param_dtype)
-    with SafetensorsSource(checkpoint) as source:
+    plans = expert_plan(model, expert_map, ep_rank, summary.layout)
+    with SafetensorsSource(checkpoint) as files:
+        source = logged(files, slots_bytes(plans, files.tensors), f"EP rank {ep_rank}")
         layers = load_expert_weights(source, model, expert_map, ep_rank, dtype=dtype, device=config.device)
     kernels = load_kernels(
         torch.device(config.device).type,

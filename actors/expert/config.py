@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ExpertConfig(BaseModel):
@@ -25,3 +25,11 @@ class ExpertConfig(BaseModel):
         0.25, gt=0, le=5, description="longest wait for rows; bounds how long closing takes"
     )
     stall_timeout_s: float = Field(60.0, gt=0, description="one pass over the ready rows taking longer is a fault")
+
+    @model_validator(mode="after")
+    def _check_deterministic(self) -> Self:
+        if self.deterministic and self.device != "cpu":
+            raise ValueError(
+                f"deterministic is proven on device cpu only, got device {self.device}: use device cpu, or leave it off"
+            )
+        return self

@@ -118,10 +118,7 @@ class GateOutput:
 
 
 class Kernels(Protocol):
-    """One device's operations. `row_independent` kernels give a row the same bits whatever else is in the batch."""
-
-    @property
-    def row_independent(self) -> bool: ...
+    """One device's operations. Row-independent ones give a row the same bits whatever else is in the batch."""
 
     def attention_half(
         self, hidden: Tensor, weights: AttentionWeights, spec: LayerSpec, inputs: AttentionInputs, cache: LayerKV

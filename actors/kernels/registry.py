@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from actors.errors import KernelError
 
 OPERATIONS = ("attention_half", "dense_half", "gate", "shared_expert", "expert_mlp", "head")
@@ -27,7 +29,6 @@ _REFERENCE = "actors.kernels.reference.kernels:ReferenceKernels"
 class KernelSet:
     """One callable per operation, each from the first family that offers it. Satisfies `contract.Kernels`."""
 
-    row_independent: bool
     attention_half: Callable[..., Any]
     dense_half: Callable[..., Any]
     gate: Callable[..., Any]
@@ -39,14 +40,29 @@ class KernelSet:
 def load_kernels(
     device_type: str, *, rms_norm_eps: float, row_independent: bool, families: Sequence[str] = ("reference",)
 ) -> KernelSet:
-    """Kernels for "cpu" or "cuda". Raises KernelError for an unknown family, naming the known, or one not built."""
+    """Kernels for "cpu" or "cuda".
+
+    Raises KernelError for an unknown family, naming the known, for one not built, and where row independence cannot be
+    kept: on a GPU, and on a CPU with more than one torch thread.
+    """
+    if row_independent:
+        _check_row_independence(device_type)
     unknown = [family for family in families if family not in _FAMILIES]
     if unknown:
         raise KernelError(f"unknown kernel families {unknown}; known: {sorted(_FAMILIES)}")
     targets = {operation: _first_offer(operation, device_type, families) for operation in OPERATIONS}
     loaded = {target: _load_class(target)(rms_norm_eps, row_independent) for target in set(targets.values())}
     chosen = {operation: getattr(loaded[target], operation) for operation, target in targets.items()}
-    return KernelSet(row_independent=row_independent, **chosen)
+    return KernelSet(**chosen)
+
+
+def _check_row_independence(device_type: str) -> None:
+    if device_type != "cpu":
+        raise KernelError(f"deterministic needs device cpu: row independence is not proven on {device_type}")
+    # torch cuts a tensor among its threads, and what is left over at a cut is rounded differently (elementwise.py).
+    num_threads = torch.get_num_threads()
+    if num_threads != 1:
+        raise KernelError(f"deterministic needs one torch thread, not {num_threads}: call torch.set_num_threads(1)")
 
 
 def _first_offer(operation: str, device_type: str, families: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, position, stream) alone, so that any replica can repeat a choice.
+"""Random numbers that are a function of (seed, position) alone, so that any replica can repeat a choice.
 
 Counter-based (Philox 4x64-10): no state is kept between calls. Knows nothing of what the numbers decide.
 """
@@ -6,29 +6,20 @@ Counter-based (Philox 4x64-10): no state is kept between calls. Knows nothing of
 from __future__ import annotations
 
 import secrets
-from enum import IntEnum
 
 import numpy as np
 
 WORD = 2**64 - 1
 
 
-class Stream(IntEnum):
-    """Independent uses of randomness at one position. Never renumber: the values are part of what a seed means."""
-
-    SAMPLE = 0  # the token at a position
-    ACCEPT = 1  # whether a draft for a position is accepted
-    DRAFT = 2  # the draft itself
-
-
-def uniform(seed: int, position: int, stream: Stream = Stream.SAMPLE) -> float:
+def uniform(seed: int, position: int) -> float:
     """A float64 in [0, 1) with 53 random bits.
 
     seed: any integer, taken modulo 2^64. position: index in the sequence of the token that is being chosen.
     """
     key = np.array([seed & WORD, 0], dtype=np.uint64)
-    # Philox itself counts in word 0; position and stream live above it, so no two calls share a counter.
-    counter = np.array([0, position, int(stream), 0], dtype=np.uint64)
+    # Philox itself counts in word 0; the position lives above it, so no two calls share a counter.
+    counter = np.array([0, position, 0, 0], dtype=np.uint64)
     raw = int(np.random.Philox(key=key, counter=counter).random_raw())
     return (raw >> 11) * 2.0**-53
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.messages import SamplingSpec, TokenLogprob
 from actors.sampling.penalties import PenaltyCounts, has_penalties
-from actors.sampling.rng import Stream, uniform
+from actors.sampling.rng import uniform
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
 def _choose(adjusted: Tensor, row: SamplingRow) -> int:
     if row.spec.temperature == 0.0:
         return int(torch.argmax(adjusted))
-    return draw(filtered_weights(adjusted, row.spec), uniform(row.seed, row.position, Stream.SAMPLE))
+    return draw(filtered_weights(adjusted, row.spec), uniform(row.seed, row.position))
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:

@@ -23,15 +23,16 @@ from actors.weights.plan import (
     expected_tensors,
     expert_plan,
 )
-from actors.weights.tensors import ExpertLayout, TensorKind, TensorSpec
+from actors.weights.tensors import ExpertLayout, TensorKind, TensorSpec, gate_group
 from routing.experts import check_ep_size, linear_expert_map
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 10_000_000
 MAX_LISTED = 20  # of each kind of problem; the rest are counted
 
+# What the kernels read. F16 is not among it: no Step-3.5 checkpoint has it, and its range is too small for the model.
 ALLOWED_DTYPES: Mapping[TensorKind, tuple[str, ...]] = {
-    TensorKind.MODEL: ("BF16", "F16", "F32"),
+    TensorKind.MODEL: ("BF16", "F32"),
     TensorKind.ROUTER_BIAS: ("F32",),
     TensorKind.FP8: ("F8_E4M3",),
     TensorKind.SCALE: ("F32", "BF16"),
@@ -40,10 +41,11 @@ ALLOWED_DTYPES: Mapping[TensorKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """What a sound checkpoint holds, in stored bytes.
+    """What a sound checkpoint holds, in stored bytes, and what ranks hold of it in memory.
 
-    num_parameters: all tensors but the fp8 scales. attention_bytes: what each attention rank reads, mtp_bytes of it
-    for the draft modules. rank_bytes: what each EP rank reads under the linear map without redundant experts.
+    num_parameters: all tensors but the fp8 scales. attention_bytes: what each attention rank reads. mtp_bytes: the
+    draft modules, which are checked and not read. rank_bytes: what each EP rank reads under the linear map without
+    redundant experts. held_*: what is in memory after that, with param_dtype auto.
     dtype: safetensors code of the tensors that are not quantised.
     """
 
@@ -58,6 +60,8 @@ class CheckpointSummary:
     expert_bytes: int
     experts_per_rank: int
     rank_bytes: tuple[int, ...]
+    held_attention_bytes: int
+    held_rank_bytes: tuple[int, ...]
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -108,7 +112,9 @@ def summarize(config: ModelConfig, tensors: Mapping[str, TensorInfo], ep_size: i
     layout = detect_layout(config, tensors.keys())
     expert_map = linear_expert_map(len(config.moe_layers), config.num_experts, ep_size)
     plans = [expert_plan(config, expert_map, ep_rank, layout) for ep_rank in range(ep_size)]
-    attention_bytes = _tensor_bytes(attention_plan(config, include_mtp=True), tensors)
+    attention = attention_plan(config, include_mtp=False)
+    attention_bytes = _tensor_bytes(attention, tensors)
+    mtp_bytes = _tensor_bytes(attention_plan(config, include_mtp=True), tensors) - attention_bytes
     num_bytes = sum(info.num_bytes for info in tensors.values())
     specs = expected_tensors(config, layout)
     return CheckpointSummary(
@@ -119,10 +125,12 @@ def summarize(config: ModelConfig, tensors: Mapping[str, TensorInfo], ep_size: i
         num_parameters=sum(spec.num_elements for spec in specs if spec.kind is not TensorKind.SCALE),
         num_bytes=num_bytes,
         attention_bytes=attention_bytes,
-        mtp_bytes=attention_bytes - _tensor_bytes(attention_plan(config, include_mtp=False), tensors),
-        expert_bytes=num_bytes - attention_bytes,
+        mtp_bytes=mtp_bytes,
+        expert_bytes=num_bytes - attention_bytes - mtp_bytes,
         experts_per_rank=expert_map.slots_per_rank,
         rank_bytes=tuple(slots_bytes(plan, tensors) for plan in plans),
+        held_attention_bytes=_held_attention_bytes(config, attention, tensors),
+        held_rank_bytes=tuple(_held_slots_bytes(plan, tensors) for plan in plans),
     )
 
 
@@ -131,6 +139,21 @@ def slots_bytes(plans: Sequence[SlotPlan], tensors: Mapping[str, TensorInfo]) ->
     projections = [projection for plan in plans for projection in (plan.gate, plan.up, plan.down)]
     slices = [part for projection in projections for part in (projection.weight, projection.scale) if part]
     return sum(part.num_elements * ITEM_BYTES[tensors[part.name].dtype] for part in slices)
+
+
+def _held_attention_bytes(config: ModelConfig, specs: Sequence[TensorSpec], tensors: Mapping[str, TensorInfo]) -> int:
+    """Bytes of these tensors in memory: as stored, but for the router and its bias, which are float32 always."""
+    gates = [gate_group(config, layer) for layer in config.moe_layers]
+    widened = {gate[field].name for gate in gates for field in ("router", "bias")}
+    return sum(
+        spec.num_elements * ITEM_BYTES["F32" if spec.name in widened else tensors[spec.name].dtype] for spec in specs
+    )
+
+
+def _held_slots_bytes(plans: Sequence[SlotPlan], tensors: Mapping[str, TensorInfo]) -> int:
+    """Bytes of these slots in memory: as stored, but fp8 becomes bf16 and the scales go into the weights."""
+    weights = [projection.weight for plan in plans for projection in (plan.gate, plan.up, plan.down)]
+    return sum(part.num_elements * max(ITEM_BYTES[tensors[part.name].dtype], ITEM_BYTES["BF16"]) for part in weights)
 
 
 def _tensor_bytes(specs: Sequence[TensorSpec], tensors: Mapping[str, TensorInfo]) -> int:
@@ -155,6 +178,9 @@ def _shape_problems(specs: Sequence[TensorSpec], tensors: Mapping[str, TensorInf
 
 def _dtype_problems(specs: Sequence[TensorSpec], tensors: Mapping[str, TensorInfo]) -> list[str]:
     main = _main_dtype(specs, tensors)
+    if main not in ALLOWED_DTYPES[TensorKind.MODEL]:
+        served = " and ".join(ALLOWED_DTYPES[TensorKind.MODEL])
+        return [f"the weights are stored as {main}; {served} are served, and block-scaled FP8 for the routed experts"]
     allowed = {**ALLOWED_DTYPES, TensorKind.MODEL: (main,)}
     return [
         f"{spec.name} is stored as {tensors[spec.name].dtype}, expected {' or '.join(allowed[spec.kind])}"
@@ -166,8 +192,7 @@ def _dtype_problems(specs: Sequence[TensorSpec], tensors: Mapping[str, TensorInf
 def _main_dtype(specs: Sequence[TensorSpec], tensors: Mapping[str, TensorInfo]) -> str:
     """The format most unquantised tensors have, so that a single odd one is what gets reported."""
     stored = Counter(tensors[spec.name].dtype for spec in specs if spec.kind is TensorKind.MODEL)
-    loadable = {dtype: num for dtype, num in stored.items() if dtype in ALLOWED_DTYPES[TensorKind.MODEL]}
-    return max(loadable, key=lambda dtype: loadable[dtype], default=ALLOWED_DTYPES[TensorKind.MODEL][0])
+    return max(stored, key=lambda dtype: stored[dtype], default=ALLOWED_DTYPES[TensorKind.MODEL][0])
 
 
 def _limited(kind: str, problems: Sequence[str]) -> tuple[str, ...]:

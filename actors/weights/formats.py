@@ -10,7 +10,6 @@ from actors.weights.item_bytes import ITEM_BYTES as ITEM_BYTES
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
-    "F16": torch.float16,
     "F32": torch.float32,
     "F8_E4M3": torch.float8_e4m3fn,
 }

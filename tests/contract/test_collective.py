@@ -9,18 +9,21 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
-from routing.errors import BundleIncomplete, FrameError, RankLost
-from routing.transport.collective import CollectiveOptions
-from routing.transport.contract import Endpoint
+from routing.errors import BundleIncomplete, ExpertRefused, FrameError, RankLost, TransportError
+from routing.transport.collective import CollectiveOptions, PayloadFormat
+from routing.transport.contract import Endpoint, Work
+from routing.transport.frames import dispatch_header
 from routing.transport.group import BundleGroup
-from routing.transport.rendezvous import bundle_key, connect_store, join
+from routing.transport.rendezvous import StoreHost, bundle_key, connect_store, join, lead
+from routing.wire import VERSION, FrameKind, unpack_header
 from tests.contract.bundles import (
     DEADLINE_S,
     LIMITS,
@@ -30,6 +33,7 @@ from tests.contract.bundles import (
     assert_doubled,
     make_exchange,
     random_ids,
+    run,
     take,
     until,
 )
@@ -117,6 +121,83 @@ def test_hostile_expert_header(bundles: Bundles) -> None:
     group.abort()
 
 
+@pytest.mark.parametrize("capacity_rows", [None, 4])
+def test_frame_that_breaks_a_limit_is_refused(capacity_rows: int | None) -> None:
+    """More pairs than rows x top_k: the rank says so, its neighbour's answer is read, and the bundle goes on whole."""
+    bundles = Bundles("gloo", capacity_rows=capacity_rows)
+    bundles.connect()
+    port = bundles.attention[0]
+    formed = port._bundle  # type: ignore[attr-defined]
+    exchange = make_exchange(1, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    wrong = replace(exchange, plan=replace(exchange.plan, pair_splits=(3, 5)))
+    with bundles.serving(answer_doubled):
+        with pytest.raises(ExpertRefused, match="5 pairs exceed") as caught:
+            run(port, wrong)
+        assert caught.value.ep_rank == 1
+        assert_doubled(port, make_exchange(2, BOTH_RANKS))
+    assert port._bundle is formed  # type: ignore[attr-defined]
+    bundles.close()
+
+
+def test_frame_too_large_to_be_read_is_refused() -> None:
+    """A hostile sender of more rows than agreed gets its reason, costs no memory, and never becomes a Work."""
+    bundles = Bundles("gloo", ep_size=1, num_attention=0)
+    host = StoreHost("127.0.0.1", DEADLINE_S)
+    hostile = Endpoint("gloo", host.address, "")
+    bundles.experts[0].reconcile([hostile], bundles.shards)
+    store = lead(host.client(), bundle_key(hostile, bundles.shards), 1, bundles.terms, lambda: True)
+    assert store is not None
+    group = BundleGroup(store, 0, 2, OPTIONS)
+    header = replace(dispatch_header(make_exchange(6, [[0, 1, 2, 3]], ep_size=1), 0), num_rows=2**30)
+    group.send_header(1, header.pack())
+    seen: list[Work] = []
+    with bundles.serving(lambda _, work: seen.append(work)):
+        answer = unpack_header(group.wait_header(1))
+        reason = group.receive_reason(1, answer.num_rows, time.monotonic() + DEADLINE_S)
+    assert (answer.kind, answer.sequence, seen) == (FrameKind.REFUSE, 6, [])
+    assert b"1073741824 rows" in reason
+    group.abort()
+    bundles.close()
+    host.close()
+
+
+def test_terms_name_the_wire_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two builds that speak different versions of the header do not connect."""
+    ours = PayloadFormat(LIMITS, None).terms
+    monkeypatch.setattr("routing.transport.collective.VERSION", VERSION + 1)
+    assert PayloadFormat(LIMITS, None).terms != ours
+
+
+def test_too_many_exchanges_given_up(bundles: Bundles) -> None:
+    """When the room for late answers is used up, `send` says so before it sends, and the bundle forms anew."""
+    port = bundles.attention[0]
+    for sequence in range(4):
+        given_up = make_exchange(sequence, BOTH_RANKS)
+        port.send(given_up)
+        port.drop(given_up)
+    refused = make_exchange(4, BOTH_RANKS)
+    with pytest.raises(RankLost, match="4 exchanges are unanswered") as caught:
+        port.send(refused)
+    assert caught.value.ep_ranks == (0, 1)
+    port.drop(refused)
+    bundles.wait(port)
+    with bundles.serving(answer_doubled):
+        assert_doubled(port, make_exchange(5, BOTH_RANKS))
+
+
+def test_a_refusal_outlives_its_bundle(bundles: Bundles) -> None:
+    """If one rank refused and another went away, the caller is told what sending again would not change."""
+    port = bundles.attention[0]
+    exchange = make_exchange(1, BOTH_RANKS)
+    port.send(exchange)
+    (work,) = take(bundles.experts[0], 1)
+    take(bundles.experts[1], 1)
+    bundles.experts[0].refuse(work, "not here")
+    with pytest.raises(ExpertRefused, match="not here"):
+        port.receive(exchange, SOON_S)
+    port.drop(exchange)
+
+
 def test_attempts_continue_where_the_bundle_broke(bundles: Bundles) -> None:
     """After each of several failures the same members form new groups and the rows are right."""
     port = bundles.attention[0]
@@ -188,6 +269,65 @@ def test_listens_on_the_given_address_only(bundles: Bundles) -> None:
         socket.create_connection(("127.0.0.2", int(port)), timeout=DEADLINE_S).close()
 
 
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_close_stops_listening(is_connected: bool) -> None:
+    """A closed attention port takes no connection, whoever still holds the object or an error that it raised."""
+    bundles = Bundles("gloo")
+    if is_connected:
+        bundles.connect()
+    attention = bundles.attention[0]
+    exchange = make_exchange(1, BOTH_RANKS)
+    with pytest.raises(TransportError) as held:
+        run(attention, exchange, SOON_S)
+    bundles.close()
+    host, _, port = attention.endpoint.address.partition("/")[0].rpartition(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=DEADLINE_S).close()
+    assert held.value.ep_ranks == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("routing.transport.member.join", KeyError("a bug of the expert end")),
+        ("routing.transport.member.connect_store", OSError("no descriptors")),
+        ("routing.transport.collective_attention.lead", TypeError("a bug of the attention end")),
+        ("routing.transport.collective_attention.bundle_key", OSError("no entropy")),
+    ],
+)
+def test_surprises_do_not_end_a_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str, error: Exception
+) -> None:
+    """Whatever goes wrong once while a bundle forms is logged with its trace, and the next attempt succeeds."""
+    monkeypatch.setattr(place, _failing_once(place, error))
+    bundles = Bundles("gloo", ep_size=1)
+    bundles.connect()
+    with bundles.serving(answer_doubled):
+        assert_doubled(bundles.attention[0], make_exchange(1, [[0, 1, 2, 3]], ep_size=1))
+    bundles.close()
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+
+
+def test_group_that_cannot_be_used_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a formed group cannot be installed, it is aborted before the next one is formed."""
+    events: list[str] = []
+    place = "routing.transport.collective_attention._Bundle"
+    monkeypatch.setattr(place, _failing_once(place, TypeError("a bug")))
+    abort = BundleGroup.abort
+
+    def noted_abort(group: BundleGroup) -> None:
+        events.append(threading.current_thread().name)
+        abort(group)
+
+    monkeypatch.setattr(BundleGroup, "abort", noted_abort)
+    bundles = Bundles("gloo", ep_size=1)
+    bundles.connect()
+    assert "bundle-keeper" in events
+    with bundles.serving(answer_doubled):
+        assert_doubled(bundles.attention[0], make_exchange(1, [[0, 1, 2, 3]], ep_size=1))
+    bundles.close()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -197,6 +337,7 @@ def test_listens_on_the_given_address_only(bundles: Bundles) -> None:
         {"timeout_s": 0.0},
         {"host": "0.0.0.0"},
         {"host": ""},
+        {"capacity_rows": 0},
     ],
 )
 def test_options_that_cannot_work(settings: dict[str, object]) -> None:
@@ -222,6 +363,19 @@ def test_incomplete_bundle_waits(bundles: Bundles) -> None:
     with pytest.raises(BundleIncomplete) as caught:
         port.wait_connected([0, 1], SOON_S)
     assert caught.value.ep_ranks == (0, 1)
+
+
+def _failing_once(place: str, error: Exception) -> Callable[..., object]:
+    """What stands at `place`, except that the first call raises."""
+    original = resolve_name(place)
+    errors = [error]
+
+    def call(*args: object, **settings: object) -> object:
+        if errors:
+            raise errors.pop()
+        return original(*args, **settings)
+
+    return call
 
 
 def _silent_expert(pipe: object, attention: Endpoint) -> None:

@@ -29,7 +29,7 @@ class PagedCache:
         self._block_size = block_size
         generator = torch.Generator().manual_seed(num_tokens)
         self._block_ids = torch.randperm(num_blocks, generator=generator).to(device)
-        shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        shape = (num_blocks, block_size, config.layers[0].num_kv_heads, config.layers[0].head_dim)
         # NaN shows any use of a slot that was never written.
         nan = torch.full(shape, torch.nan, device=device)
         self._layers = [LayerKV(nan.clone(), nan.clone()) for _ in config.layers]

@@ -219,12 +219,12 @@ async def test_an_old_outage_is_forgotten_once_experts_are_back(split: Loopback)
     stream = split.actor.generate(_request(max_tokens=100))
     await anext(stream)
     split.lose(1)
-    await _until(lambda: split.actor._recovery._failing_since is not None)
+    await _until(lambda: split.actor._recovery.is_failing)
     await stream.aclose()
     split.start_expert(1)
     split.reconcile()
     async with asyncio.timeout(5):
-        await _until(lambda: split.actor._recovery._failing_since is None)
+        await _until(lambda: not split.actor._recovery.is_failing)
 
 
 async def test_an_id_can_be_used_again_after_its_abort(split: Loopback) -> None:

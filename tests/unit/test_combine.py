@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from routing.plan import DispatchPlan, layer_routing, plan_dispatch
 LINEAR = linear_expert_map(1, 8, 4)
 SCATTERED = expert_map_from_rows([[7, 0, 5, 3, 2, 6, 1, 4, 0, 7, -1, 2]], 8, 4)
 HIDDEN = 5
+BF16_ROW = torch.ones(1, 1, dtype=torch.bfloat16)
 
 
 def test_partials_by_hand() -> None:
@@ -22,6 +25,14 @@ def test_partials_by_hand() -> None:
     plan = plan_dispatch(request.topk_ids, request.topk_weights, layer_routing(linear_expert_map(1, 8, 2), 0))
     total = sum_partials([torch.tensor([[1.0]]), torch.tensor([[20.0], [30.0]])], plan, request)
     assert total.tolist() == [[21.0], [30.0]]
+
+
+def test_partials_are_rounded_once() -> None:
+    """256 + 1 + 1 is 258 in bfloat16, though 256 + 1 rounds back to 256 there."""
+    request = replace(_request(torch.tensor([[0, 2, 4]]), torch.ones(1, 3), hidden_size=1), hidden=BF16_ROW)
+    plan = plan_dispatch(request.topk_ids, request.topk_weights, layer_routing(LINEAR, 0))
+    total = sum_partials([BF16_ROW * 256, BF16_ROW, BF16_ROW], plan, request)
+    assert (total.tolist(), total.dtype) == ([[258.0]], torch.bfloat16)
 
 
 def test_per_expert_by_hand() -> None:

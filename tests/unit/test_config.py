@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from cluster.config import ClusterConfig, export_environment, load_config
 from cluster.errors import ConfigurationError
+from cluster.tiers import transport_options
 
 CHECKPOINT = {"checkpoint": Path("/models/step")}
 
@@ -58,6 +59,16 @@ def test_deterministic_and_device_have_one_source() -> None:
     assert config.attention_engine.max_running == 3
 
 
+@pytest.mark.parametrize("transport", ["auto", "gloo"])
+def test_padded_exchanges_reach_the_transport(monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+    """Both tiers open their ports with the capacity that the configuration names, and exact sizes without it."""
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
+    fields = {"checkpoint": "/a", "transport": transport}
+    padded = ClusterConfig.model_validate({**fields, "collective_capacity_rows": 8})
+    assert transport_options(padded, "cpu").capacity_rows == 8
+    assert transport_options(ClusterConfig.model_validate(fields), "cpu").capacity_rows is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -72,6 +83,8 @@ def test_deterministic_and_device_have_one_source() -> None:
         ("attention: {engine: {deterministic: true}}", r"deterministic is not set here: it stands one level up"),
         ("experts: {engine: {device: cuda}}", r"device is not set here"),
         ("transport: carrier-pigeon", r"transport = 'carrier-pigeon'"),
+        ("collective_capacity_rows: 0", r"collective_capacity_rows = 0: .*greater than or equal to 1"),
+        ("{transport: shm, collective_capacity_rows: 8}", r"collective_capacity_rows 8 has no meaning with .* shm"),
         ("transport: nccl", r"transport nccl needs both tiers on cuda, got cpu and cpu"),
         ("attention: {device: tpu}", r"attention\.device = 'tpu'"),
         ("control: {poll_s: 15}", r"poll_s 15\.0 must be at most half of lease_ttl_s 20\.0"),

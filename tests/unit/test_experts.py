@@ -81,10 +81,72 @@ def test_crosses_a_process_as_plain_values() -> None:
     assert copy != expert_map_from_rows([[1, 0, 1, 0]], 2, 2, map_epoch=3)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"physical_to_logical": [[0.7, 1, 2, 3]]},
+        {"physical_to_logical": [[0, True, 2, 3]]},
+        {"physical_to_logical": [["0", 1, 2, 3]]},
+        {"physical_to_logical": [[0, None, 2, 3]]},
+        {"physical_to_logical": [[0, 1, 2, 2**31]]},
+        {"physical_to_logical": [[0, 1, 2, 2**63]]},
+        {"physical_to_logical": [[0, 1, 2, 10**40]]},
+        {"physical_to_logical": [[0, 1, 2, 3], [0, 1, 2]]},
+        {"physical_to_logical": [0, 1, 2, 3]},
+        {"physical_to_logical": {"0": [0, 1, 2, 3]}},
+        {"physical_to_logical": None},
+        {"physical_to_logical": []},
+        {"map_epoch": "3"},
+        {"map_epoch": 3.0},
+        {"ep_size": None},
+        {"ep_size": True},
+        {"ep_size": 10**40},
+        {"num_logical_experts": 10**40},
+        {"num_logical_experts": []},
+    ],
+)
+def test_plain_values_are_taken_as_they_are_or_refused(damage: dict[str, object]) -> None:
+    """Nothing is rounded, parsed or cut, and only a ValueError comes out."""
+    whole = expert_map_from_rows([[0, 1, 2, 3]], 4, 2).to_dict()
+    assert ExpertMap.from_dict(whole).to_dict() == whole
+    with pytest.raises(ValueError, match=r"\w"):
+        ExpertMap.from_dict({**whole, **damage})
+
+
+@pytest.mark.parametrize("name", ["map_epoch", "ep_size", "num_logical_experts", "physical_to_logical"])
+def test_a_missing_field_is_named(name: str) -> None:
+    """A map without one of its fields is a KeyError with the name."""
+    fields = linear_expert_map(1, 4, 2).to_dict()
+    del fields[name]
+    with pytest.raises(KeyError, match=name):
+        ExpertMap.from_dict(fields)
+
+
+@pytest.mark.parametrize("fields", [None, [], "map", 7])
+def test_what_is_no_mapping_is_no_map(fields: object) -> None:
+    """Anything but a mapping is refused like a wrong field."""
+    with pytest.raises(ValueError, match="mapping"):
+        ExpertMap.from_dict(fields)
+
+
+def test_fractions_are_no_logical_ids() -> None:
+    """Rows of floats are refused, not cut."""
+    with pytest.raises(ValueError, match="whole numbers"):
+        expert_map_from_rows([[0.7, 1.0]], 2, 1)  # type: ignore[list-item]
+
+
 def test_table_cannot_be_changed() -> None:
     """Whoever holds a map may share it."""
     with pytest.raises(ValueError, match="read-only"):
         linear_expert_map(1, 4, 2).physical_to_logical[0, 0] = 3
+
+
+def test_the_callers_array_stays_the_callers() -> None:
+    """A map copies: the array it was made from stays writable, and writing to it changes no map."""
+    rows = np.array([[0, 1, 2, 3]], dtype=np.int32)
+    expert_map = ExpertMap(0, 2, 4, rows)
+    rows[0, 0] = 3
+    assert expert_map.physical_to_logical.tolist() == [[0, 1, 2, 3]]
 
 
 def _random_row(num_logical: int, ep_size: int, slots: int) -> list[int]:

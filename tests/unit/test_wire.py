@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from routing.errors import FrameError
+from routing.transport.contract import FrameLimits
+from routing.transport.frames import check_dispatch
 from routing.wire import (
     ALIGNMENT,
     HEADER_BYTES,
@@ -62,8 +64,6 @@ def test_unpack_inverts_pack(kind: FrameKind, dtype: torch.dtype, per_expert: bo
         (6, b"\x09", "kind 9"),
         (7, b"\x02", "flags 2"),
         (8, b"\x03\x00\x00\x00", "dtype code 3"),
-        (28, b"\xff\xff\xff\xff", "negative"),
-        (32, b"\x00\x00\x00\x80", "negative"),
         (36, b"\xff\xff\xff\xff", "negative"),
         (40, b"\xff\xff\xff\xff", "negative"),
         (44, b"\xff\xff\xff\xff", "negative"),
@@ -75,6 +75,15 @@ def test_corrupt_headers(offset: int, value: bytes, sentence: str) -> None:
     data[offset : offset + len(value)] = value
     with pytest.raises(FrameError, match=sentence):
         unpack_header(data)
+
+
+@pytest.mark.parametrize("index", ["moe_layer_idx", "microbatch_idx"])
+def test_impossible_indices(index: str) -> None:
+    """They do not hide whose frame it is, so that it can be refused; but nobody is asked to compute it."""
+    header = unpack_header(replace(HEADER, **{index: -1}).pack())
+    assert header.sequence == HEADER.sequence
+    with pytest.raises(FrameError, match="negative index"):
+        check_dispatch(header, FrameLimits(hidden_size=7, top_k=2, dtype=torch.bfloat16, max_rows=3))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, HEADER_BYTES - 1])

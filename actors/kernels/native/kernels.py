@@ -48,10 +48,6 @@ class NativeKernels:
         self._batches = views.ViewCache(views.batch_view)
         self._caches = views.ViewCache(views.cache_view)
 
-    @property
-    def row_independent(self) -> bool:
-        return True
-
     def attention_half(
         self, hidden: Tensor, weights: AttentionWeights, spec: LayerSpec, inputs: AttentionInputs, cache: LayerKV
     ) -> Tensor:
