@@ -12,10 +12,8 @@ MAX_IN_FLIGHT = 2  # two micro-batches
 
 
 def compute_dtype(config: AttentionConfig) -> torch.dtype:
-    """dtype of activations, KV cache and travelling rows: as set, or float32 on the CPU and bfloat16 on a GPU."""
-    if config.compute_dtype == "auto":
-        return torch.float32 if config.device == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute_dtype]
+    """dtype of activations, KV cache and travelling rows."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.row_dtype]
 
 
 def frame_limits(config: AttentionConfig, model: ModelConfig) -> FrameLimits:

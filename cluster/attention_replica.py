@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
-from cluster.errors import CoordinatorUnavailable
+from cluster.errors import ClusterError, CoordinatorUnavailable
 from cluster.membership import CoordinatorPort
 from cluster.replica import Identity, ReplicaSettings, has_transport, leave, persist
 from cluster.view import ClusterView
@@ -64,6 +64,7 @@ class AttentionReplica:
             coordinator, self._follow, member_id=identity.member_id, register=self._register, settings=watch
         )
         self._built: BuiltAttention | None = None
+        self._is_draining = False
         self._announcing: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -94,16 +95,22 @@ class AttentionReplica:
         return self._built.actor.load_report()
 
     def check_health(self) -> None:
-        """Raises if the engine is stuck or dead, or if the process no longer follows the cluster."""
+        """Raises if the engine is stuck or dead, or if the process no longer follows the cluster or reports to it."""
         self._watcher.check()
+        announcing = self._announcing
+        if announcing is not None and announcing.done() and not announcing.cancelled():
+            raise ClusterError("this process no longer announces its readiness") from announcing.exception()
         if self._built is not None:
             self._built.actor.check_health()
 
     async def close(self) -> None:
-        """Finish what runs, leave the cluster, free everything. Idempotent."""
+        """Say that nothing new should come, finish what runs, leave the cluster, free everything. Idempotent."""
+        self._is_draining = True
         if self._announcing is not None:
             self._announcing.cancel()
+            await asyncio.wait([self._announcing])
         if self._built is not None:
+            await self._report(False)
             await asyncio.to_thread(self._built.actor.drain, self._settings.drain_timeout_s)
         await self._watcher.close()
         await leave(self._coordinator, self._identity.member_id, self._settings.leave_timeout_s)
@@ -115,23 +122,28 @@ class AttentionReplica:
         endpoint = built.endpoint if built is not None else None
         await self._coordinator.join_attention(identity.member_id, identity.host_id, endpoint)
         if built is not None:
-            await self._coordinator.report_ready(identity.member_id, built.actor.is_ready())
+            await self._coordinator.report_ready(identity.member_id, self._is_ready(built.actor))
 
     async def _announce_readiness(self, actor: AttentionRank) -> None:
-        """Tell the cluster whenever readiness changes; a lost expert rank takes it away within one period."""
-        announced = False
+        """Tell the cluster as long as the view says otherwise; a lost expert rank shows within one period."""
         while True:
             await asyncio.sleep(self._settings.ready_check_s)
-            is_ready = actor.is_ready()
-            if is_ready != announced and await self._report(is_ready):
-                announced = is_ready
+            is_ready, view = self._is_ready(actor), self._watcher.view
+            shown = view.attention.get(self._identity.member_id) if view is not None else None
+            # A member that is not in the view is about to register, and says it then.
+            if shown is not None and shown.is_ready != is_ready:
+                await self._report(is_ready)
 
-    async def _report(self, is_ready: bool) -> bool:
-        """False if nobody took note: the coordinator is away, or the watcher is about to register again."""
+    async def _report(self, is_ready: bool) -> None:
+        """Unheard if the coordinator is away, or the watcher is about to register again."""
         try:
-            return await self._coordinator.report_ready(self._identity.member_id, is_ready)
-        except CoordinatorUnavailable:
-            return False
+            async with asyncio.timeout(self._settings.leave_timeout_s):
+                await self._coordinator.report_ready(self._identity.member_id, is_ready)
+        except (TimeoutError, CoordinatorUnavailable):
+            logger.info("the coordinator did not hear that ready is %s", is_ready)
+
+    def _is_ready(self, actor: AttentionRank) -> bool:
+        return not self._is_draining and actor.is_ready()
 
     def _follow(self, view: ClusterView) -> None:
         if self._built is not None:

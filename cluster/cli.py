@@ -20,6 +20,7 @@ from rich.table import Table
 
 from actors.errors import CheckpointError
 from actors.weights.check import CheckpointSummary, check_checkpoint
+from cluster.api.served_model import load_served_model
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import ConfigurationError, StartFailed
 
@@ -60,7 +61,7 @@ def serve(checkpoint: Checkpoint = None, config: ConfigFile = None, log_level: L
 def check(checkpoint: Folder, ep_size: EpSize = 8) -> None:
     """Check a checkpoint without loading it, and show what each rank would hold. Exit code 1 lists what is wrong."""
     with _failures_shown():
-        summary = check_checkpoint(checkpoint, ep_size)
+        summary = _check_all(checkpoint, ep_size)
     console.print(
         f"{checkpoint}: sound. {summary.num_parameters:,} parameters, {summary.num_tensors} tensors, "
         f"{_size(summary.num_bytes)}, {summary.dtype}, {summary.layout.value} experts"
@@ -73,6 +74,23 @@ def check(checkpoint: Folder, ep_size: EpSize = 8) -> None:
 def main() -> None:
     """Entry point of the `step35` command."""
     app()
+
+
+def _check_all(checkpoint: Path, ep_size: int) -> CheckpointSummary:
+    """Weights, and what the gateway needs: tokenizer and chat template. Raises CheckpointError with all problems."""
+    problems: list[str] = []
+    try:
+        load_served_model(checkpoint)
+    except CheckpointError as error:
+        problems += error.problems
+    try:
+        summary = check_checkpoint(checkpoint, ep_size)
+    except CheckpointError as error:
+        problems = [*error.problems, *problems]
+    if problems:
+        # Both read config.json, and say the same of it.
+        raise CheckpointError(str(checkpoint), tuple(dict.fromkeys(problems)))
+    return summary
 
 
 def _ranks_table(summary: CheckpointSummary) -> Table:
@@ -96,7 +114,7 @@ def _serve(config: ClusterConfig) -> None:
     _stop_on_signals(stop)
     with _Display() as display:
         display.say(f"checking {config.checkpoint}")
-        model = check_checkpoint(config.checkpoint, config.experts.ep_size).config
+        model = _check_all(config.checkpoint, config.experts.ep_size).config
         display.say("starting Ray")
         cluster = start_cluster(config, MapShape(len(model.moe_layers), model.num_experts))
         # Ray has put a handler of its own over SIGTERM, which would abort this process.

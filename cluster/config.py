@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from actors.attention.config import AttentionConfig
 from actors.expert.config import ExpertConfig
@@ -40,7 +49,7 @@ AbsolutePath = Annotated[Path, AfterValidator(_make_absolute)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ActorResources(_Section):
@@ -61,8 +70,11 @@ class AttentionTier(_Section):
 
     @field_validator("engine", mode="before")
     @classmethod
-    def _check_shared(cls, value: Any) -> Any:
-        return _refuse_shared(value)
+    def _check_shared(cls, value: Any, info: ValidationInfo) -> Any:
+        """What the engine's fields may be together depends on the device."""
+        device = info.data.get("device")
+        value = _refuse_shared(value)
+        return {**value, "device": device} if isinstance(value, dict) and device else value
 
 
 class ExpertTier(_Section):
@@ -124,6 +136,13 @@ class RayConfig(_Section):
     namespace: str = Field("step35", min_length=1, description="Ray namespace of the driver")
     app_name: str = Field("step35", min_length=1, description="name of the Serve application")
 
+    @model_validator(mode="after")
+    def _check_local(self) -> Self:
+        local = sorted({"num_cpus", "object_store_bytes"} & self.model_fields_set)
+        if self.address is not None and local:
+            raise ValueError(f"{' and '.join(local)} size a cluster started here, but address names {self.address!r}")
+        return self
+
 
 class ClusterConfig(_Section):
     """One cluster. Only `checkpoint` has no default."""
@@ -146,6 +165,28 @@ class ClusterConfig(_Section):
     control: ControlConfig = Field(default_factory=ControlConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of our own loggers")
+
+    @model_validator(mode="after")
+    def _check_deterministic(self) -> Self:
+        devices = self.attention.device, self.experts.device
+        if self.deterministic and devices != ("cpu", "cpu"):
+            raise ValueError(
+                f"deterministic is proven on device cpu only, got attention.device {devices[0]} and "
+                f"experts.device {devices[1]}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        """Rows travel in the type that the attention tier computes in; the experts' kernels must read it."""
+        dtype = self.attention_engine.row_dtype
+        if dtype == "bfloat16" and self.experts.device == "cpu" and "native" in self.experts.engine.kernels:
+            raise ValueError(
+                f"attention.engine.compute_dtype {self.attention.engine.compute_dtype} on device "
+                f"{self.attention.device} sends bfloat16 rows, which native of experts.engine.kernels does not read on "
+                "the CPU: use compute_dtype float32, or experts.engine.kernels [reference]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_devices(self) -> Self:
@@ -197,7 +238,8 @@ class ClusterConfig(_Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `ClusterConfig.model_validate` is the inverse."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        shared = {tier: {"engine": set(SHARED_ENGINE_FIELDS)} for tier in ("attention", "experts")}
+        return self.model_dump(mode="json", exclude_unset=True, exclude=shared)
 
     def _with_shared(self, engine: AttentionConfig | ExpertConfig, device: str) -> dict[str, Any]:
         return {**engine.model_dump(), "device": device, "deterministic": self.deterministic}
@@ -215,7 +257,7 @@ def load_config(
     """
     values = _read_file(file) if file is not None else {}
     for path, text in _variables(os.environ if environ is None else environ):
-        _set(values, path, _parse(path, text))
+        _set(values, path, _parse(_variable(path), text))
     values.update({name: value for name, value in (overrides or {}).items() if value is not None})
     try:
         return ClusterConfig.model_validate(values)
@@ -235,7 +277,7 @@ def export_environment(variables: Mapping[str, str], environ: MutableMapping[str
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = _load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"configuration file {file} cannot be read: {error}") from error
     if values is None:
@@ -250,21 +292,52 @@ def _variables(environ: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
     return [(tuple(name[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER)), text) for name, text in found]
 
 
-def _parse(path: tuple[str, ...], text: str) -> Any:
+def _variable(path: tuple[str, ...]) -> str:
+    return ENV_PREFIX + ENV_DELIMITER.join(path).upper()
+
+
+def _parse(name: str, text: str) -> Any:
+    """Lists, mappings and null are YAML. Anything else stays text, which the field converts: YAML would make a number
+    of the model name 3.5, a minute count of 12:30 and octal of 010."""
+    bare = text.strip()
+    if not bare:
+        # An unset shell variable must not, say, open an API that a file has given keys.
+        raise ConfigurationError(f"environment variable {name} is empty; write null to clear it")
+    if bare[0] not in "[{" and bare != "null":
+        return text
     try:
-        return yaml.safe_load(text)
+        return _load_yaml(bare)
     except yaml.YAMLError as error:
-        name = ENV_PREFIX + ENV_DELIMITER.join(path).upper()
         raise ConfigurationError(f"environment variable {name} is not a YAML value: {text!r}") from error
 
 
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     *parents, last = path
-    for name in parents:
-        inner = values.get(name)
-        values[name] = inner = dict(inner) if isinstance(inner, dict) else {}
-        values = inner
+    for depth, name in enumerate(parents, start=1):
+        inner = values.get(name, {})
+        if not isinstance(inner, dict):
+            section = ".".join(parents[:depth])
+            raise ConfigurationError(f"{section} = {inner!r}: must be a mapping, {_variable(path)} sets a field of it")
+        # A copy, because a YAML alias may have put the same mapping elsewhere too.
+        values[name] = dict(inner)
+        values = values[name]
     values[last] = value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is named twice", key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
 """Coordinator: owns EP-rank leases and the current view, and nothing else. Never on the token path.
 
-One event loop, no Ray. Its state is rebuilt from its members: after a restart each of them shows the newest view it
-has seen and registers again with the rank it holds.
+One event loop, no Ray. Its state is rebuilt from its members: after a restart the first of them to show the view it has
+seen restores everyone in it; each of the others goes on, or registers again with the rank it holds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cluster.view import (
     with_transport,
     without_member,
 )
+from cluster.watcher import WatchSettings
 from routing.experts import ExpertMap
 from routing.transport.endpoint import Endpoint
 
@@ -40,13 +41,13 @@ class CoordinatorSettings:
 
     lease_ttl_s: silence after which a member is dead. silent_after_s: silence after which its process is looked for,
     so that a death is noticed long before the time to live has passed. recovery_grace_s: time after a (re)start in
-    which ranks go only to members that already hold them.
+    which ranks go only to members that already hold them; long enough for every living member to be heard.
     """
 
     lease_ttl_s: float = 20.0
     silent_after_s: float = 4.0
     check_period_s: float = 1.0
-    recovery_grace_s: float = 1.0
+    recovery_grace_s: float = WatchSettings().longest_silence_s
 
 
 async def never_gone(_member_id: str) -> bool:
@@ -118,7 +119,11 @@ class Coordinator:
         await self._forget([member_id])
 
     async def recover(self, view: Mapping[str, Any]) -> None:
-        await self._adopt(raised_above(self._view, ClusterView.from_dict(view)))
+        seen = ClusterView.from_dict(view)
+        # An older view than ours names members that may have left since.
+        if seen.view_id >= self._view.view_id:
+            self._restore_members(seen)
+            await self._adopt(raised_above(self._view, seen, self._leases.holders()))
 
     async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
         is_member_lost = member_id is not None and not self._leases.renew(member_id, self._clock())
@@ -154,6 +159,15 @@ class Coordinator:
             self._expert_hosts[member_id] = host_id
             await self._settle_transport()
         return ep_rank
+
+    def _restore_members(self, seen: ClusterView) -> None:
+        now = self._clock()
+        for ep_rank, shard in seen.shards.items():
+            self._leases.assume(shard.member_id, now, ep_rank)
+            self._expert_hosts[shard.member_id] = shard.endpoint.host_id
+        for member_id, member in seen.attention.items():
+            self._leases.assume(member_id, now)
+            self._attention_hosts[member_id] = member.endpoint.host_id
 
     async def _settle_transport(self) -> None:
         """Choose once for the cluster's life: every port speaks one kind, so a later member must fit in."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -34,6 +35,7 @@ from routing.transport.choice import choose_transport
 from routing.transport.host import host_id
 
 SERVE_NAMESPACE = "serve"
+GONE_TIMEOUT_S = 5.0
 COORDINATOR, EXPERTS, ATTENTION, GATEWAY = "Coordinator", "ExpertActor", "AttentionActor", "Gateway"
 
 
@@ -89,7 +91,11 @@ class CoordinatorDeployment(Coordinator):
         super().__init__(
             expert_map,
             partial(_choose_transport, config),
-            CoordinatorSettings(lease_ttl_s=config.control.lease_ttl_s, silent_after_s=2 * config.control.poll_s),
+            CoordinatorSettings(
+                lease_ttl_s=config.control.lease_ttl_s,
+                silent_after_s=2 * config.control.poll_s,
+                recovery_grace_s=_watch_settings(config).longest_silence_s,
+            ),
             is_gone=_is_gone,
         )
         self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
@@ -178,7 +184,9 @@ class GatewayDeployment:
         coordinator: DeploymentHandle[Any] = serve.get_deployment_handle(COORDINATOR, engine)
         remote = RemoteCoordinator(coordinator, self._config.control.call_timeout_s)
         self._watcher = Watcher(remote, settings=_watch_settings(self._config))
-        self._engine = RemoteEngine(serve.get_deployment_handle(ATTENTION, engine), self._watcher)
+        self._engine = RemoteEngine(
+            serve.get_deployment_handle(ATTENTION, engine), self._watcher, self._config.control.lease_ttl_s
+        )
         self._watcher.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -226,9 +234,12 @@ def _identity() -> Identity:
 async def _is_gone(member_id: str) -> bool:
     """True only if Ray is sure: a cluster that does not answer is no proof of death."""
     try:
-        await asyncio.to_thread(ray.get_actor, member_id, SERVE_NAMESPACE)
+        async with asyncio.timeout(GONE_TIMEOUT_S):
+            await asyncio.to_thread(ray.get_actor, member_id, SERVE_NAMESPACE)
     except ValueError:
         return True
+    except (RayError, TimeoutError):
+        return False
     return False
 
 

@@ -7,13 +7,13 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
 from cluster.api.engine import Readiness
-from cluster.errors import CoordinatorUnavailable
+from cluster.errors import ClusterError, CoordinatorUnavailable
 from cluster.membership import ClusterStatus, ViewReply
 from cluster.view import ClusterView
 from cluster.watcher import Watcher
@@ -64,13 +64,17 @@ class RemoteCoordinator:
         return status
 
     async def _call(self, method: str, own_wait_s: float, *args: object, **kwargs: object) -> Any:
-        """Raises CoordinatorUnavailable for whatever keeps an answer from coming."""
+        """Raises CoordinatorUnavailable for whatever keeps an answer from coming, and ClusterError with the
+        coordinator's own sentence if it refuses: asking again would not help."""
         response = getattr(self._handle, method).remote(*args, **kwargs)
         try:
             async with asyncio.timeout(own_wait_s + self._timeout_s):
                 return await response
         except (TimeoutError, RayError, RayServeException) as error:
             response.cancel()
+            cause = error.cause if isinstance(error, RayTaskError) else None
+            if isinstance(cause, ValueError | ClusterError):
+                raise ClusterError(f"the coordinator refuses {method}: {cause}") from error
             raise CoordinatorUnavailable(f"{method}: {type(error).__name__}") from error
         except asyncio.CancelledError:
             response.cancel()
@@ -80,12 +84,19 @@ class RemoteCoordinator:
 class RemoteEngine:
     """`cluster.api.engine.Engine` over the attention deployment; readiness comes from the view, not from a call."""
 
-    def __init__(self, attention: DeploymentHandle[Any], watcher: Watcher) -> None:
+    def __init__(self, attention: DeploymentHandle[Any], watcher: Watcher, max_silence_s: float) -> None:
+        """max_silence_s: how long the last view is believed while the coordinator does not answer."""
         self._stream = attention.options(stream=True)
         self._watcher = watcher
+        self._max_silence_s = max_silence_s
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """Closing it cancels the Serve stream, which closes the replica's generator, which aborts the sequence."""
+        view = self._watcher.view
+        if view is None or not view.attention:
+            # Serve would hold the request until a replica comes, as long as its deadline.
+            yield _failed(request, ErrorKind.UNAVAILABLE, "no attention actor is there; send it again later")
+            return
         deadline = asyncio.get_running_loop().time() + request.deadline_s + DEADLINE_SLACK_S
         responses = cast("DeploymentResponseGenerator[TokenEvent]", self._stream.generate.remote(request))
         try:
@@ -107,6 +118,9 @@ class RemoteEngine:
             responses.cancel()
 
     async def ready(self) -> Readiness:
+        silence_s = self._watcher.silence_s
+        if self._watcher.view is not None and silence_s > self._max_silence_s:
+            return Readiness(False, f"the coordinator has not answered for {silence_s:.0f} s")
         return readiness(self._watcher.view)
 
 

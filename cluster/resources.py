@@ -95,14 +95,20 @@ def actor_options(resources: ActorResources) -> dict[str, Any]:
     return options
 
 
+def tier_timeout_s(config: ClusterConfig) -> float:
+    """Longest wait for one tier to stop: it drains, then closes, and somebody notices."""
+    return config.control.drain_timeout_s + 2 * CLOSE_TIMEOUT_S
+
+
 def process_environment(config: ClusterConfig) -> dict[str, str]:
     """Variables for the processes of a cluster started here; what the operator has set stays."""
-    tier_timeout_s = config.control.drain_timeout_s + 2 * CLOSE_TIMEOUT_S
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         # Serve stops the callers of a deployment before it; this is how long it waits for them.
-        "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": f"{tier_timeout_s:g}",
+        "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": f"{tier_timeout_s(config):g}",
+        # Serve's proxies obey headers of the client before a request reaches the gateway.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cluster.proxy_callback:proxy_middlewares",
         # Nine processes share a laptop's cores: more threads per process would only take turns.
         "OMP_NUM_THREADS": "1",
         # Ray starts workers at niceness 15, as befits batch jobs; these answer users.

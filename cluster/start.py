@@ -1,16 +1,19 @@
 """Brings one cluster up on Ray, reports how far it is, and takes it down in order. Used by the command line and tests.
 
-Knows nothing of terminals. The Ray processes it started end with it; an existing Ray cluster is left running.
+Knows nothing of terminals. The Ray processes it started end with it; on an existing Ray cluster it touches nothing but
+its own two applications.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import http.client
 import io
 import logging
+import socket
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +24,7 @@ from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 
 from cluster.config import ClusterConfig, export_environment
 from cluster.deploy import (
@@ -35,7 +38,7 @@ from cluster.deploy import (
 )
 from cluster.errors import StartFailed
 from cluster.membership import ClusterStatus
-from cluster.resources import process_environment
+from cluster.resources import process_environment, tier_timeout_s
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +48,15 @@ SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 
 
 class RunningCluster:
-    """A deployed application. `wait_ready` once, `close` at the end."""
+    """Two deployed applications: gateway and engine. `wait_ready` once, `close` at the end."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, port: socket.socket | None = None) -> None:
+        """port: what reserves the gateway's port, for `close` to give it back."""
         self._config = config
+        self._port = port
         self._is_closed = False
+        # Callers first: gateway requests end while the engine still runs.
+        self._app_names = (gateway_app_name(config), config.ray.app_name)
 
     @property
     def url(self) -> str:
@@ -80,7 +87,7 @@ class RunningCluster:
         try:
             with urllib.request.urlopen(f"{self.url}/ready", timeout=CALL_TIMEOUT_S) as response:
                 return bool(response.status == 200)
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
+        except (OSError, http.client.HTTPException):
             return False
 
     def status(self) -> ClusterStatus | None:
@@ -98,43 +105,75 @@ class RunningCluster:
         if self._is_closed:
             return
         self._is_closed = True
-        # Ray reports the end of Serve's own controller as a failure, from a thread, on stdout.
-        with contextlib.redirect_stdout(io.StringIO()):
-            with contextlib.suppress(TimeoutError):
-                serve.delete(gateway_app_name(self._config))
-            serve.shutdown()
-            self._wait_controller_gone()
-            ray.shutdown()
+        try:
+            # Ray reports the end of Serve's own controller as a failure, from a thread, on stdout.
+            with contextlib.redirect_stdout(io.StringIO()):
+                # Asking Serve for anything would start a Ray of its own.
+                if ray.is_initialized():
+                    self._stop_applications()
+                ray.shutdown()
+        finally:
+            if self._port is not None:
+                self._port.close()
 
-    def _wait_controller_gone(self) -> None:
-        """`serve.shutdown` gives up after 30 s of its own; the drain may be longer."""
-        deadline = time.monotonic() + self._config.control.drain_timeout_s
+    def _stop_applications(self) -> None:
+        gateway, engine = self._app_names
+        self._delete(gateway)
+        if self._config.ray.address is not None:
+            self._delete(engine)
+            return
+        serve.shutdown()
+        self._wait_until(self._is_controller_gone)
+
+    def _delete(self, name: str) -> None:
+        """`serve.delete` by itself would wait 60 s, however long the drain may be."""
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
+            serve.delete(name, _blocking=False)
+            self._wait_until(lambda: name not in serve.status().applications)
+
+    def _wait_until(self, is_met: Callable[[], bool]) -> None:
+        """Also ends when a tier has had all its time."""
+        deadline = time.monotonic() + tier_timeout_s(self._config)
         waiting = threading.Event()
-        while time.monotonic() < deadline:
-            try:
-                ray.get_actor(SERVE_CONTROLLER, SERVE_NAMESPACE)
-            except ValueError:
-                return
+        while not is_met() and time.monotonic() < deadline:
             waiting.wait(LOOK_PERIOD_S)
 
+    @staticmethod
+    def _is_controller_gone() -> bool:
+        """`serve.shutdown` gives up after 30 s of its own; the drain may be longer."""
+        try:
+            ray.get_actor(SERVE_CONTROLLER, SERVE_NAMESPACE)
+        except ValueError:
+            return True
+        return False
+
     def _raise_if_failed(self) -> None:
-        applications = serve.status().applications.values()
-        if any(application.status is ApplicationStatus.DEPLOY_FAILED for application in applications):
+        if any(application.status is ApplicationStatus.DEPLOY_FAILED for application in self._applications()):
             raise StartFailed("the cluster did not start", self._problems())
 
     def _problems(self) -> list[str]:
         return [
             f"{name}: {deployment.status.value}: {deployment.message}".rstrip(": ")
-            for application in serve.status().applications.values()
+            for application in self._applications()
             for name, deployment in application.deployments.items()
             if deployment.status.value != "HEALTHY"
         ]
 
+    def _applications(self) -> list[ApplicationStatusOverview]:
+        """Ours, as far as Serve answers now."""
+        try:
+            known = serve.status().applications
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.info("Serve does not tell its status: %s", type(error).__name__)
+            return []
+        return [known[name] for name in self._app_names if name in known]
+
 
 def start_cluster(config: ClusterConfig, shape: MapShape, builders: Builders | None = None) -> RunningCluster:
     """Start or join Ray, start Serve and deploy. Returns before the actors have loaded. Raises StartFailed."""
+    port = reserve_port(config.gateway.host, config.gateway.port) if config.ray.address is None else None
     export_environment(process_environment(config))
-    cluster = RunningCluster(config)
+    cluster = RunningCluster(config, port)
     try:
         _start_ray(config)
         _start_serve(config)
@@ -145,6 +184,29 @@ def start_cluster(config: ClusterConfig, shape: MapShape, builders: Builders | N
         cluster.close()
         raise StartFailed("Ray did not start", [f"{type(error).__name__}: {error}"]) from error
     return cluster
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Make sure that nobody else listens at this address, or will until the socket returned is closed.
+
+    Ray's proxy shares its port with anyone who asks: two clusters would answer each other's requests. Our own proxy
+    may still bind; a server that does not share, and a second call of this, may not. Raises StartFailed.
+    """
+    # As Ray's proxy chooses it.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = socket.socket(family)
+    try:
+        with socket.socket(family) as probe:
+            # Connections that an earlier run has closed are no obstacle; a listener is.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, port))
+    except OSError as error:
+        held.close()
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror or error}"
+        raise StartFailed(f"port {port} of {host} {reason}") from error
+    return held
 
 
 def _deploy(target: serve.RunTarget) -> None:

@@ -126,16 +126,29 @@ def without_member(view: ClusterView, member_id: str) -> ClusterView:
     return _next(view, shards=shards, attention=attention)
 
 
-def raised_above(view: ClusterView, seen: ClusterView) -> ClusterView:
-    """The view of a restarted coordinator after a member showed what it had seen: a higher number, the newer map.
+def raised_above(view: ClusterView, seen: ClusterView, holders: Mapping[int, str]) -> ClusterView:
+    """The view of a restarted coordinator after a member showed what it had seen: a higher number, the newer map, and
+    everyone in both, so that nobody hangs up on a process that lives. The dead are dropped later, for their silence.
 
-    Membership is not copied: every member registers again itself, so the dead do not come back.
+    holders: member id by ep_rank; a shard is kept only if its member holds the rank.
     """
-    newer_map = seen.expert_map if seen.expert_map.map_epoch > view.expert_map.map_epoch else view.expert_map
-    if not seen.is_newer_than(view) and newer_map is view.expert_map:
+    if seen.view_id < view.view_id or seen == view:
         return view
-    view_id = max(view.view_id, seen.view_id) + 1
-    return replace(view, view_id=view_id, expert_map=newer_map, transport=view.transport or seen.transport)
+    newer_map = seen.expert_map if seen.expert_map.map_epoch > view.expert_map.map_epoch else view.expert_map
+    shards = {
+        ep_rank: shard
+        for known in (seen.shards, view.shards)
+        for ep_rank, shard in known.items()
+        if holders.get(ep_rank) == shard.member_id
+    }
+    return replace(
+        view,
+        view_id=seen.view_id + 1,
+        expert_map=newer_map,
+        transport=view.transport or seen.transport,
+        shards=shards,
+        attention={**seen.attention, **view.attention},
+    )
 
 
 def _next(view: ClusterView, **changes: Any) -> ClusterView:

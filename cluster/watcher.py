@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,11 @@ class WatchSettings:
     first_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
 
+    @property
+    def longest_silence_s(self) -> float:
+        """A living member is heard at least this often while the coordinator answers."""
+        return self.poll_s + self.max_backoff_s
+
 
 class Watcher:
     """One asyncio task, owned and closed by whoever made it. All methods belong to that event loop."""
@@ -43,6 +49,7 @@ class Watcher:
         member_id: str | None = None,
         register: Callable[[], Awaitable[None]] | None = None,
         settings: WatchSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """register: makes the coordinator know this member again; raises MembershipLost if it no longer can.
 
@@ -53,6 +60,8 @@ class Watcher:
         self._member_id = member_id
         self._register = register
         self._settings = settings or WatchSettings()
+        self._clock = clock
+        self._answered_at = clock()
         self._view: ClusterView | None = None
         self._is_registered = True
         self._news = asyncio.Condition()
@@ -62,6 +71,11 @@ class Watcher:
     def view(self) -> ClusterView | None:
         """The newest view seen, None before the first."""
         return self._view
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the coordinator answered last, or since this watcher was made."""
+        return self._clock() - self._answered_at
 
     def start(self) -> None:
         """Begin to watch. Call once."""
@@ -113,6 +127,7 @@ class Watcher:
             self._is_registered = True
         seen = self._view.view_id if self._view is not None else -1
         reply = await self._coordinator.wait_view(seen, self._settings.poll_s, self._member_id)
+        self._answered_at = self._clock()
         # Half a registration must be repeated, so the flag outlives a coordinator that goes away in between.
         self._is_registered = reply.is_known
         if reply.view is not None:

@@ -45,6 +45,13 @@ class AttentionConfig(BaseModel):
         32, ge=0, le=65536, description="Sliding windows kept for idle prefixes: prefix-cache reach for memory."
     )
 
+    @property
+    def row_dtype(self) -> Literal["float32", "bfloat16"]:
+        """compute_dtype with auto resolved: the type of activations, KV cache and travelling rows."""
+        if self.compute_dtype == "auto":
+            return "float32" if self.device == "cpu" else "bfloat16"
+        return self.compute_dtype
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.kv_cache_tokens is not None and self.kv_cache_bytes is not None:

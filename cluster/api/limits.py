@@ -1,4 +1,4 @@
-"""Raw ASGI middlewares that bound what a request can bring: its id, its control headers, its body, its company."""
+"""Raw ASGI middlewares that bound what a request can bring: its id, its body, its company."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from cluster.api.auth import PUBLIC_PATHS
 from cluster.api.errors import error_response
 from cluster.errors import BodyTooLarge, TooManyRequests
 
-# With these a client could switch off the proxy's time-out and its cancellation, or steer its routing.
-STRIPPED_HEADERS = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id"})
-STRIPPED_PREFIX = b"x-serve-"
+CLIENT_ID = b"x-client-request-id"
 
 _ECHOED_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIdMiddleware:
-    """Gives every request an id of our own and drops headers that are not for clients to set.
+    """Gives every request an id of our own, whatever `x-request-id` it brings: that may be the client's or a proxy's.
 
-    The answer carries our id as `x-request-id`, and the client's own, if it is harmless, as `x-client-request-id`.
+    The answer carries our id as `x-request-id`, and the client's `x-client-request-id` again if it is harmless.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -32,10 +30,8 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        client_id = headers.get(b"x-client-request-id", headers.get(b"x-request-id", b""))
+        client_id = dict(scope["headers"]).get(CLIENT_ID, b"")
         request_id = uuid.uuid4().hex
-        kept = [(n, v) for n, v in scope["headers"] if n not in STRIPPED_HEADERS and not n.startswith(STRIPPED_PREFIX)]
         state = {**scope.get("state", {}), "request_id": request_id}
 
         async def send_with_id(message: Message) -> None:
@@ -46,7 +42,7 @@ class RequestIdMiddleware:
                     answered["x-client-request-id"] = client_id.decode("ascii")
             await send(message)
 
-        await self._app({**scope, "headers": kept, "state": state}, receive, send_with_id)
+        await self._app({**scope, "state": state}, receive, send_with_id)
 
 
 class BodyLimitMiddleware:

@@ -26,6 +26,9 @@ from cluster.errors import BodyTooSlow, UnknownModel
 
 Planner = Callable[[Body, ServedModel, ApiLimits, str], list[ChoicePlan]]
 
+# Clients read one or the other: the second is the newer name.
+REASONING_FIELDS = ("reasoning_content", "reasoning")
+
 
 @dataclass(frozen=True)
 class OpenAiRoutes:
@@ -47,11 +50,10 @@ class OpenAiRoutes:
         """POST /v1/chat/completions."""
         body = await self._parse(ChatBody, request)
         plans = await self._plan(plan_chat, body, request)
-        names = ["reasoning_content", "reasoning"] if self.settings.emit_reasoning_alias else ["reasoning_content"]
         bodies = ChatBodies(
             self._head("chatcmpl-", body, request),
             self.model.tokenizer,
-            reasoning_fields=[] if body.include_reasoning is False else names,
+            reasoning_fields=() if body.include_reasoning is False else REASONING_FIELDS,
         )
         return self._answer(body, plans, bodies)
 

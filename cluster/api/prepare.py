@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actors.messages import MAX_SEED, GenerateRequest, SamplingSpec, check_sampling
+from actors.messages import MAX_SEED, MAX_STOP_TOKEN_IDS, GenerateRequest, SamplingSpec, check_sampling
 from cluster.api.choice import ChoicePlan
 from cluster.api.schema import ChatBody, CompletionBody, SamplingBody
 from cluster.api.served_model import ServedModel
@@ -51,7 +51,6 @@ def _plans(
     for prompt_idx, token_ids in enumerate(prompts):
         prompt_ids = tuple(token_ids)
         spec = _sampling(body, len(prompt_ids), model)
-        end_ids = frozenset(spec.stop_token_ids) | (frozenset() if spec.ignore_eos else model.eos_ids)
         for choice_idx in range(num_choices):
             index = prompt_idx * num_choices + choice_idx
             request = GenerateRequest(
@@ -65,7 +64,7 @@ def _plans(
                     index=index,
                     prompt_idx=prompt_idx,
                     request=request,
-                    end_ids=end_ids,
+                    end_ids=frozenset(spec.stop_token_ids),
                     stop_strings=body.stop_strings,
                     starts_in_reasoning=isinstance(body, ChatBody) and model.starts_in_reasoning(prompt_ids),
                     skip_special_tokens=body.skip_special_tokens is not False,
@@ -90,7 +89,7 @@ def _sampling(body: SamplingBody, num_prompt_tokens: int, model: ServedModel) ->
         max_tokens=_max_tokens(body, num_prompt_tokens, model.context_tokens),
         top_k=max(0, body.top_k or 0),
         logit_bias=tuple((int(token_id), bias) for token_id, bias in (body.logit_bias or {}).items()),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
+        stop_token_ids=_stop_token_ids(body, model),
         logprobs=body.num_logprobs,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -100,6 +99,16 @@ def _sampling(body: SamplingBody, num_prompt_tokens: int, model: ServedModel) ->
         # The messages of check_sampling are sentences of ours that begin with the field's name.
         raise InvalidRequest(f"{error}.", str(error).split(" ", 1)[0]) from None
     return spec
+
+
+def _stop_token_ids(body: SamplingBody, model: ServedModel) -> tuple[int, ...]:
+    """The client's, then the model's own unless ignore_eos: the engine knows config.json alone, the API all sources."""
+    own = () if body.ignore_eos else sorted(model.eos_ids)
+    token_ids = tuple(dict.fromkeys((*(body.stop_token_ids or ()), *own)))
+    if len(token_ids) > MAX_STOP_TOKEN_IDS:
+        room = MAX_STOP_TOKEN_IDS - len(own)
+        raise InvalidRequest(f"stop_token_ids holds at most {room} ids beside the model's own.", "stop_token_ids")
+    return token_ids
 
 
 def _max_tokens(body: SamplingBody, num_prompt_tokens: int, context_tokens: int) -> int:

@@ -57,7 +57,11 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (None, False),
     "thinking_token_budget": (None,),
     "return_token_ids": (None, False),
+    # A degree is a hint, and this model has none to set; "none" asks for an answer without reasoning.
+    "reasoning_effort": (None, "low", "medium", "high"),
 }
+
+UNSUPPORTED_STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"continuous_usage_stats": (None, False)}
 
 _BODY_CONFIG = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
@@ -238,14 +242,22 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
 
 def refuse_unsupported(body: SamplingBody) -> None:
     """Raises InvalidRequest for what would change the answer and is not implemented, and for fields that contradict."""
-    extra = body.model_extra or {}
-    for name, harmless in UNSUPPORTED.items():
-        if extra.get(name) not in harmless:
-            raise InvalidRequest(f"{name} is not supported with this value.", name)
+    _refuse_extra(body, UNSUPPORTED)
+    if body.stream_options is not None:
+        _refuse_extra(body.stream_options, UNSUPPORTED_STREAM_OPTIONS, "stream_options.")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true.", "stream_options")
     if isinstance(body, ChatBody):
         _refuse_chat_contradictions(body)
+
+
+def _refuse_extra(body: BaseModel, unsupported: Mapping[str, tuple[Any, ...]], prefix: str = "") -> None:
+    """Types count: to Python, 0 is False and 1 is true."""
+    extra = body.model_extra or {}
+    for name, harmless in unsupported.items():
+        value = extra.get(name)
+        if not any(type(value) is type(allowed) and value == allowed for allowed in harmless):
+            raise InvalidRequest(f"{prefix}{name} is not supported with this value.", prefix + name)
 
 
 def _refuse_chat_contradictions(body: ChatBody) -> None:

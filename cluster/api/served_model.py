@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import CheckpointError
-from actors.model.config import parse_model_config
+from actors.messages import MAX_STOP_TOKEN_IDS
+from actors.model.config import ModelConfig
+from actors.weights.check import read_model_config
 from cluster.api.template import ChatTemplate
 from cluster.api.text import Tokenizer
 
+# Leaves clients most of the stop ids that a request may have.
+MAX_EOS_IDS = MAX_STOP_TOKEN_IDS // 4
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -43,7 +47,7 @@ class ServedModel:
 
 def load_served_model(checkpoint: Path, max_context_tokens: int | None = None) -> ServedModel:
     """Read the folder. Raises CheckpointError with what is missing or not supported."""
-    model = parse_model_config(_read_json(checkpoint, "config.json"))
+    model = read_model_config(checkpoint)
     fields = _read_optional_json(checkpoint, "tokenizer_config.json")
     tokenizer = _tokenizer(checkpoint)
     if tokenizer.num_tokens > model.vocab_size:
@@ -54,7 +58,7 @@ def load_served_model(checkpoint: Path, max_context_tokens: int | None = None) -
     return ServedModel(
         context_tokens=context,
         vocab_size=model.vocab_size,
-        eos_ids=_eos_ids(checkpoint, tokenizer, named),
+        eos_ids=_eos_ids(checkpoint, model, tokenizer, named),
         bos_id=tokenizer.control_id(named.get("bos_token", "")) if fields.get("add_bos_token", True) else None,
         tokenizer=tokenizer,
         chat_template=_chat_template(checkpoint, fields, tokenizer, named, context),
@@ -72,26 +76,40 @@ def _tokenizer(checkpoint: Path) -> Tokenizer:
 def _chat_template(
     checkpoint: Path, fields: Mapping[str, Any], tokenizer: Tokenizer, named: Mapping[str, str], context: int
 ) -> ChatTemplate | None:
-    path = checkpoint / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else fields.get("chat_template")
-    if isinstance(source, list):
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    if source is None:
-        return None
     try:
+        source = _template_source(checkpoint / "chat_template.jinja", fields)
+        if source is None:
+            return None
         return ChatTemplate(source, tokenizer, special_tokens=named, max_chars=context * tokenizer.max_token_bytes)
     except ValueError as error:
         raise CheckpointError(str(checkpoint), [str(error)]) from error
 
 
-def _eos_ids(checkpoint: Path, tokenizer: Tokenizer, named: Mapping[str, str]) -> frozenset[int]:
-    """generation_config.json knows best, then config.json, then the tokenizer's eos_token."""
-    for name in ("generation_config.json", "config.json"):
-        value = _read_optional_json(checkpoint, name).get("eos_token_id")
-        if value is not None:
-            return frozenset(value if isinstance(value, list) else [value])
+def _template_source(file: Path, fields: Mapping[str, Any]) -> str | None:
+    """A file of its own wins; tokenizer_config.json may hold one template, or several with names. Raises ValueError."""
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else fields.get("chat_template")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.name} cannot be read: {error}") from error
+    if isinstance(source, list):
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    return source
+
+
+def _eos_ids(checkpoint: Path, model: ModelConfig, tokenizer: Tokenizer, named: Mapping[str, str]) -> frozenset[int]:
+    """generation_config.json's and config.json's, at which the engine ends in any case; else the tokenizer's eos_token.
+
+    They go into every request, so one that the engine refuses would refuse them all. Raises CheckpointError.
+    """
+    given = _read_optional_json(checkpoint, "generation_config.json").get("eos_token_id")
+    given_ids = given if isinstance(given, list) else [] if given is None else [given]
+    ids = {value for value in given_ids if type(value) is int and 0 <= value < model.vocab_size}
+    eos_ids = ids.union(model.eos_token_ids)
+    if len(ids) < len(set(given_ids)) or len(eos_ids) > MAX_EOS_IDS:
+        rule = f"at most {MAX_EOS_IDS} token ids within 0..{model.vocab_size - 1}"
+        raise CheckpointError(str(checkpoint), [f"config.json and generation_config.json: eos_token_id must be {rule}"])
     named_id = tokenizer.control_id(named.get("eos_token", ""))
-    return frozenset() if named_id is None else frozenset([named_id])
+    return frozenset(eos_ids or ({named_id} if named_id is not None else ()))
 
 
 def _token_text(value: object) -> str | None:

@@ -35,5 +35,4 @@ class ApiSettings(BaseModel):
         default=None, ge=2, description="Shortens the checkpoint's context; None keeps it."
     )
     api_keys_file: Path | None = Field(default=None, description="Bearer keys, one a line; None leaves the API open.")
-    emit_reasoning_alias: bool = Field(default=True, description="Send `reasoning` beside `reasoning_content`.")
     limits: ApiLimits = Field(default=ApiLimits(), description="Bounds of what one gateway takes on.")

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-# A client that takes nothing for so long counts as gone.
+# A client that takes nothing for so long counts as gone. Acts only under a server whose `send` waits for the client;
+# Ray Serve's queues without waiting, so that there the end of the connection or of the request's time must tell.
 WRITE_TIMEOUT_S = 60.0
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -75,31 +76,61 @@ class EventStream(Response):
             logger.info("request %s: the client left", request_id_of(scope))
 
     async def _run(self, request_id: str, send: Send) -> None:
+        wire = _Wire(send, self._keep_alive_s)
         async with self._generation as generation:
-            first = await generation.next(self._keep_alive_s)
+            first = await generation.next(wire.patience_s)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
-                await self._send_events(generation, first, send)
+                await self._send_events(generation, first, wire)
             except ClientGone:
                 raise
             except Exception as error:  # noqa: BLE001  the status is sent; the stream is the only place left
                 log_failure(request_id, error)
-                await _write(send, event(error_body(error)))
+                await wire.write(event(error_body(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_events(self, generation: Generation, first: Delta | None, send: Send) -> None:
-        await _write(send, b"".join(event(chunk) for chunk in self._bodies.opening(generation.num_choices)))
-        await self._send_delta(first, send)
+    async def _send_events(self, generation: Generation, first: Delta | None, wire: _Wire) -> None:
+        await wire.write(b"".join(event(chunk) for chunk in self._bodies.opening(generation.num_choices)))
+        await self._send_delta(first, wire)
         while generation.is_running:
-            await self._send_delta(await generation.next(self._keep_alive_s), send)
+            await self._send_delta(await generation.next(wire.patience_s), wire)
         if self._has_usage_chunk:
-            await _write(send, event(self._bodies.usage_chunk(generation.usage)))
-        await _write(send, DONE)
+            await wire.write(event(self._bodies.usage_chunk(generation.usage)))
+        await wire.write(DONE)
 
-    async def _send_delta(self, delta: Delta | None, send: Send) -> None:
-        """One write per delta; a comment for silence."""
+    async def _send_delta(self, delta: Delta | None, wire: _Wire) -> None:
+        """One write per delta that shows something; hidden reasoning shows nothing, and is silence to the client."""
         chunks = [] if delta is None else self._bodies.chunks(delta)
-        await _write(send, KEEP_ALIVE if delta is None else b"".join(map(event, chunks)))
+        if chunks:
+            await wire.write(b"".join(map(event, chunks)))
+        elif wire.patience_s <= 0:
+            await wire.write(KEEP_ALIVE)
+
+
+class _Wire:
+    """What the client receives of one stream, and how long it has received nothing."""
+
+    def __init__(self, send: Send, keep_alive_s: float) -> None:
+        self._send = send
+        self._keep_alive_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._last_write = self._loop.time()
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds until the silence has lasted too long; 0 when it has."""
+        return max(0.0, self._last_write + self._keep_alive_s - self._loop.time())
+
+    async def write(self, data: bytes) -> None:
+        """Raises ClientGone when the client takes no data any more. Nothing to write is no write."""
+        if not data:
+            return
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except (OSError, TimeoutError) as error:
+            raise ClientGone("The client takes no data any more.") from error
+        self._last_write = self._loop.time()
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -128,13 +159,3 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) 
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _write(send: Send, data: bytes) -> None:
-    if not data:
-        return
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-    except (OSError, TimeoutError) as error:
-        raise ClientGone("The client takes no data any more.") from error

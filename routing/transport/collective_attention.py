@@ -1,8 +1,7 @@
 """The attention end over `torch.distributed`: owns the store, the current bundle, and the exchanges under way in it.
 
 A bundle breaks as a whole: after any failure or time-out all of its ranks are lost, and a background thread forms its
-groups anew while it is wanted. Answers are read in the order of sending, which is the order in which experts give them;
-only `receive` reads, so that `send` never waits.
+groups anew while it is wanted. Answers are read in the order of sending, which is the order in which experts give them.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ _RETRY_S = 0.5
 # Gloo counts whole milliseconds, so a wait may end this much before its deadline.
 _CLOCK_SLACK_S = 0.002
 _JOIN_SLACK_S = 5.0
+# Gloo cannot say whether an answer has arrived; reading one that has takes less than this.
+_READ_S = 0.02
 
 
 @dataclass(eq=False)
@@ -110,7 +111,7 @@ class CollectiveAttentionPort:
         check_exchange(exchange, self._limits)
         assert len(self._open) < self._limits.max_in_flight, "one more exchange than max_in_flight is open"
         bundle = self._usable_bundle(exchange.plan.ranks)
-        self._check_room(bundle)
+        self._make_room(bundle)
         ranks = exchange.plan.ranks if self._options.capacity_rows is None else bundle.ep_ranks
         entry = _Entry(exchange, {ep_rank: dispatch_header(exchange, ep_rank) for ep_rank in ranks})
         self._open[exchange.sequence] = (bundle, entry)
@@ -169,15 +170,16 @@ class CollectiveAttentionPort:
 
     # -- exchanges: on the caller's thread
 
-    def _check_room(self, bundle: _Bundle) -> None:
-        """Raises RankLost, and breaks the bundle, when too many exchanges were given up before they were answered.
-
-        Gloo cannot tell whether an answer has arrived without waiting for it.
-        """
-        if len(bundle.pending) >= self._format.max_unread:
-            error = RankLost(f"{len(bundle.pending)} exchanges are unanswered: the bundle is given up", bundle.ep_ranks)
+    def _make_room(self, bundle: _Bundle) -> None:
+        """Read answers that have arrived for exchanges that were given up. Raises RankLost, and breaks the bundle, when
+        too many have not."""
+        try:
+            while len(bundle.pending) >= self._format.max_unread:
+                self._collect_oldest(bundle, time.monotonic() + _READ_S)
+        except (RuntimeError, FrameError) as error:
             self._break(bundle, error)
-            raise error
+            message = f"{len(bundle.pending)} exchanges are unanswered: the bundle is given up"
+            raise RankLost(message, bundle.ep_ranks) from error
 
     def _post(self, bundle: _Bundle, entry: _Entry) -> None:
         payloads = self._format.pack_dispatch(entry.exchange, entry.dispatched)

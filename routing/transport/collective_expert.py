@@ -159,7 +159,7 @@ class CollectiveExpertPort:
         else:
             link.sent.append(link.group.send_header(_ATTENTION, combine_header(header).pack()))
             link.sent.append(link.group.send_payloads(Direction.COMBINE, [(_ATTENTION, answer)]))
-        # Two sends per answer. Before this exchange was sent all older answers had been read, so this does not wait.
+        # Two sends per answer. The attention side has read all answers but max_unread, so this does not wait.
         while len(link.sent) > 2 * self._format.max_unread:
             link.sent.popleft().wait(time.monotonic() + self._options.timeout_s)
 

@@ -149,10 +149,12 @@ def test_frame_too_large_to_be_read_is_refused() -> None:
     assert store is not None
     group = BundleGroup(store, 0, 2, OPTIONS)
     header = replace(dispatch_header(make_exchange(6, [[0, 1, 2, 3]], ep_size=1), 0), num_rows=2**30)
-    group.send_header(1, header.pack())
+    group.send_header(1, header.pack()).wait(time.monotonic() + DEADLINE_S)
     seen: list[Work] = []
     with bundles.serving(lambda _, work: seen.append(work)):
-        answer = unpack_header(group.wait_header(1))
+        posted = group.receive_header(1)
+        posted.wait(time.monotonic() + DEADLINE_S)
+        answer = unpack_header(bytes(posted.tensors[0].numpy()))
         reason = group.receive_reason(1, answer.num_rows, time.monotonic() + DEADLINE_S)
     assert (answer.kind, answer.sequence, seen) == (FrameKind.REFUSE, 6, [])
     assert b"1073741824 rows" in reason

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from routing.dispatcher import ExpertRequest
-from routing.errors import BundleIncomplete, ExchangeTimeout, ExpertRefused
+from routing.dispatcher import DispatchHandle, ExpertRequest
+from routing.errors import BundleIncomplete, ExchangeTimeout, ExpertRefused, TransportError
 from routing.experts import ExpertMap, expert_map_from_rows, linear_expert_map
 from routing.local import LocalDispatcher
 from routing.remote import RemoteDispatcher
@@ -170,9 +170,9 @@ def test_abandoned_handle(bundles: Bundles) -> None:
     remote = make_remote(bundles, MAPS["redundant"], deterministic=True)
     with bundles.serving(answer_with_mlp(bundles)):
         for _ in range(5):
-            remote.abandon(remote.dispatch(make_request(3)))
+            remote.abandon(_dispatch(remote, bundles, make_request(3)))
         request = make_request(4)
-        result = remote.combine(remote.dispatch(request))
+        result = remote.combine(_dispatch(remote, bundles, request))
     assert torch.equal(result, local_result(MAPS["redundant"], request, deterministic=True))
 
 
@@ -213,3 +213,12 @@ def test_dispatch_to_a_missing_rank(bundles: Bundles) -> None:
         with pytest.raises(BundleIncomplete):
             remote.dispatch(make_request(3))
     assert all(expert.receive(0.0) == [] for expert in bundles.experts)
+
+
+def _dispatch(remote: RemoteDispatcher, bundles: Bundles, request: ExpertRequest) -> DispatchHandle:
+    """As a step does: what found no room for another answer is sent again when the bundle is whole."""
+    try:
+        return remote.dispatch(request)
+    except TransportError:
+        bundles.wait(bundles.attention[0])
+        return remote.dispatch(request)

@@ -33,7 +33,7 @@ MARKER_NAME = "random_checkpoint.json"  # says that the folder is ours to overwr
 RECIPE_VERSION = 1  # raised whenever the same arguments give other bytes
 NORM_STD, ROUTER_BIAS_STD = 0.1, 0.05
 SIZES = {"demo": demo_config, "tiny": tiny_config}
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def write_checkpoint(

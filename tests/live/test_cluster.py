@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from tests.fakes.checkpoint import write_checkpoint
+from tests.fakes.configs import tiny_config
 from tests.live.cluster_process import ClusterProcess
 from tests.live.conftest import ENDLESS
 
@@ -55,6 +59,31 @@ def test_bad_requests_leave_the_cluster_alone(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         client.completions.create(model="tiny", prompt=[10**6])
     assert finish_of(stream(client, 2)) == "length"
+
+
+def test_clients_do_not_steer_the_proxy(cluster: ClusterProcess) -> None:
+    """One id in the answer, the gateway's own; the client's is told apart; its time-out for the proxy is not obeyed."""
+    headers = {"x-request-id": "mine-1", "x-request-timeout-seconds": "0.001"}
+    body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 16, "ignore_eos": True}
+    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 200
+    (request_id,) = answer.headers.get_list("x-request-id")
+    assert answer.json()["id"] == f"cmpl-{request_id}"
+    assert answer.headers.get_list("x-client-request-id") == ["mine-1"]
+    plain = httpx.get(f"{cluster.url}/health")
+    assert len(plain.headers.get_list("x-request-id")) == 1
+    assert "x-client-request-id" not in plain.headers
+
+
+def test_a_second_cluster_on_the_same_port_is_refused(cluster: ClusterProcess, tmp_path: Path) -> None:
+    """Ray's proxies would share the port, and each cluster would answer the other's requests."""
+    write_checkpoint(tmp_path / "tiny", tiny_config(), seed=0)
+    second = ClusterProcess(tmp_path, tmp_path / "tiny", experts={"ep_size": 2}, gateway={"port": cluster.port})
+    try:
+        assert second.wait(60) == 1
+        assert f"port {cluster.port} of 127.0.0.1 is in use" in second.output()
+    finally:
+        second.close()
 
 
 def test_a_client_that_leaves_is_aborted(client: openai.OpenAI) -> None:

@@ -21,6 +21,7 @@ from tests.fakes.api import (
     CONTEXT_TOKENS,
     HI,
     MODEL_NAME,
+    VOCAB_SIZE,
     api_client,
     chat,
     completion,
@@ -28,6 +29,7 @@ from tests.fakes.api import (
     tell,
     write_model_folder,
 )
+from tests.fakes.tokenizer import eos_token_ids
 
 TEXT = "a</think>\nb é"
 
@@ -117,11 +119,11 @@ async def test_streamed_text_equals_the_whole_answer(folder: Path, says: Callabl
 
 
 async def test_reasoning_can_be_left_out(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
-    """include_reasoning false hides it; emit_reasoning_alias false sends one name only."""
-    async with api_client(folder, says("a</think>b"), emit_reasoning_alias=False) as client:
+    """Reasoning is sent under both of its names; include_reasoning false hides both."""
+    async with api_client(folder, says("a</think>b")) as client:
         shown = (await client.post(CHAT, json=chat())).json()["choices"][0]["message"]
         hidden = (await client.post(CHAT, json=chat(include_reasoning=False))).json()["choices"][0]["message"]
-    assert shown == {"role": "assistant", "content": "b", "refusal": None, "reasoning_content": "a"}
+    assert shown == {"role": "assistant", "content": "b", "refusal": None, "reasoning_content": "a", "reasoning": "a"}
     assert hidden == {"role": "assistant", "content": "b", "refusal": None}
 
 
@@ -193,6 +195,7 @@ async def test_sampling_reaches_the_engine(folder: Path, says: Callable[..., Scr
     spec, default = (request.sampling for request in engine.requests)
     assert {name: getattr(spec, name) for name in given} == given
     assert (spec.max_tokens, spec.logit_bias, spec.stop_token_ids) == (9, ((5, -1.0),), (8,))
+    assert default.stop_token_ids == tuple(sorted(eos_token_ids(VOCAB_SIZE)))
     assert (default.top_k, default.temperature, default.logprobs) == (0, 1.0, None)
     assert default.max_tokens == CONTEXT_TOKENS - len(engine.requests[1].prompt_token_ids)
 
@@ -243,22 +246,6 @@ async def test_stop_string_aborts_the_sequence(folder: Path, model: ServedModel)
     assert answer["choices"][0]["text"] == "one "
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert engine.aborted == [engine.requests[0].request_id]
-
-
-async def test_silence_is_bridged_by_comments(folder: Path, model: ServedModel) -> None:
-    """A stream that waits for its first token is kept alive with comments, then goes on as usual."""
-    release, tokens = asyncio.Event(), tell(model.tokenizer.encode("x"))
-
-    def script(request: GenerateRequest) -> list[Step]:
-        asyncio.get_running_loop().call_later(0.1, release.set)
-        return [release, *tokens]
-
-    engine = ScriptedEngine(script)
-    async with api_client(folder, engine, limits={"keep_alive_s": 0.01}) as client:
-        text = (await client.post(COMPLETIONS, json=completion(stream=True))).text
-    assert text.startswith(": keep-alive\n\n")
-    assert text.endswith("data: [DONE]\n\n")
-    assert sse_payloads(text)[0]["choices"][0]["text"] == "x"
 
 
 async def test_too_long_names_the_numbers(folder: Path, says: Callable[..., ScriptedEngine]) -> None:

@@ -29,6 +29,7 @@ def test_every_field_is_described() -> None:
         ({"exchange_timeout_s": 9.0, "recovery_timeout_s": 8.0}, "recovery_timeout_s 8.0 must be at least exchange"),
         ({"exchange_timeout_s": float("inf")}, "exchange_timeout_s\n.*finite"),
         ({"num_microbatches": 3}, "num_microbatches\n.*input_value=3"),
+        ({"deterministic": True, "device": "cuda:1"}, "deterministic is proven on device cpu only, got device cuda:1"),
         ({"device": "tpu"}, "device\n.*pattern.*input_value='tpu'"),
         ({"param_dtype": "float16"}, "param_dtype\n.*input_value='float16'"),
         ({"max_runing": 4}, "max_runing\n.*Extra inputs are not permitted"),

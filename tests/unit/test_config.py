@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -47,16 +48,35 @@ def test_nested_variables_reach_the_engines() -> None:
 
 def test_deterministic_and_device_have_one_source() -> None:
     """Both tiers get the same flag, each its tier's device, and their other fields unchanged."""
-    fields = {
-        "checkpoint": "/a",
-        "deterministic": True,
-        "attention": {"device": "cuda:1", "engine": {"max_running": 3}},
-    }
-    config = ClusterConfig.model_validate(fields)
+    config = ClusterConfig.model_validate({"checkpoint": "/a", "deterministic": True})
     assert config.attention_engine.deterministic
     assert config.expert_engine.deterministic
-    assert (config.attention_engine.device, config.expert_engine.device) == ("cuda:1", "cpu")
+    devices = {"attention": {"device": "cuda:1", "engine": {"max_running": 3}}, "experts": {"device": "cuda:0"}}
+    config = ClusterConfig.model_validate({"checkpoint": "/a", **devices})
+    assert (config.attention_engine.device, config.expert_engine.device) == ("cuda:1", "cuda:0")
     assert config.attention_engine.max_running == 3
+
+
+def test_the_engine_is_checked_with_its_tiers_device() -> None:
+    """bfloat16 is wrong for native kernels on a CPU and right on a GPU; the way through plain values keeps that."""
+    tiers = {"attention": {"device": "cuda", "engine": {"compute_dtype": "bfloat16"}}, "experts": {"device": "cuda"}}
+    config = ClusterConfig.model_validate({"checkpoint": "/a", **tiers})
+    assert config.attention_engine.row_dtype == "bfloat16"
+    assert ClusterConfig.model_validate(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"experts": {"engine": {"kernels": ["reference"]}}},
+        {"experts": {"device": "cuda"}},
+        {"attention": {"engine": {"compute_dtype": "float32", "kernels": ["reference"]}}},
+    ],
+)
+def test_rows_that_the_experts_read_are_accepted(fields: dict[str, Any]) -> None:
+    """Other kernels, another device or another type than the refused combination."""
+    engine = {"compute_dtype": "bfloat16", "kernels": ["reference"]}
+    ClusterConfig.model_validate({"checkpoint": "/a", "attention": {"engine": engine}, **fields})
 
 
 @pytest.mark.parametrize("transport", ["auto", "gloo"])
@@ -87,10 +107,21 @@ def test_padded_exchanges_reach_the_transport(monkeypatch: pytest.MonkeyPatch, t
         ("{transport: shm, collective_capacity_rows: 8}", r"collective_capacity_rows 8 has no meaning with .* shm"),
         ("transport: nccl", r"transport nccl needs both tiers on cuda, got cpu and cpu"),
         ("attention: {device: tpu}", r"attention\.device = 'tpu'"),
+        (
+            "attention: {engine: {compute_dtype: bfloat16, kernels: [reference]}}",
+            r"attention\.engine\.compute_dtype bfloat16 on device cpu .* experts\.engine\.kernels \[reference\]",
+        ),
+        ("attention: {device: cuda}", r"compute_dtype auto on device cuda sends bfloat16 .* experts\.engine\.kernels"),
+        ("deterministic: true\nexperts: {device: cuda}", r"deterministic .* attention\.device cpu .*device cuda"),
+        ("attention: {engine: {compute_dtype: bfloat16}}", r"compute_dtype bfloat16 on device cpu is not served"),
         ("control: {poll_s: 15}", r"poll_s 15\.0 must be at most half of lease_ttl_s 20\.0"),
         ("gateway: {port: 70000}", r"gateway\.port = 70000"),
         ("attention: {num_replicas: many}", r"attention\.num_replicas = 'many'"),
         ("attention: {resources: {num_gpus: .nan}}", r"attention\.resources\.num_gpus = nan"),
+        ("control: {drain_timeout_s: .inf}", r"control\.drain_timeout_s = inf: .*finite"),
+        ("ray: {address: auto, num_cpus: 2}", r"num_cpus size a cluster started here, but address names 'auto'"),
+        ("ray: {address: auto, object_store_bytes: 100000000}", r"object_store_bytes size a cluster started here"),
+        ("experts: {ep_size: 4, ep_size: 8}", r"'ep_size' is named twice"),
     ],
 )
 def test_errors_name_field_value_and_rule(tmp_path: Path, text: str, message: str) -> None:
@@ -143,3 +174,46 @@ def test_the_operators_own_variables_win() -> None:
     environ = {"A": "operator"}
     export_environment({"A": "ours", "B": "ours"}, environ)
     assert environ == {"A": "operator", "B": "ours"}
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_variable_is_refused(tmp_path: Path, text: str) -> None:
+    """It could be an unset shell variable, and must not turn authentication off; null says so explicitly."""
+    file = write(tmp_path, "checkpoint: /a\ngateway: {api_keys_file: /keys}\n")
+    name = "STEP35__GATEWAY__API_KEYS_FILE"
+    with pytest.raises(ConfigurationError, match=f"{name} is empty; write null to clear it"):
+        load_config(file, environ={name: text})
+    assert load_config(file, environ={name: "null"}).gateway.api_keys_file is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "section", "field", "text", "value"),
+    [
+        ("RAY__APP_NAME", "ray", "app_name", "12:30", "12:30"),
+        ("RAY__APP_NAME", "ray", "app_name", "on", "on"),
+        ("RAY__APP_NAME", "ray", "app_name", "3.50", "3.50"),
+        ("GATEWAY__HOST", "gateway", "host", "::", "::"),
+        ("GATEWAY__PORT", "gateway", "port", "010000", 10000),
+        ("CONTROL__POLL_S", "control", "poll_s", "1e0", 1.0),
+    ],
+)
+def test_a_variable_means_what_its_field_says(
+    variable: str, section: str, field: str, text: str, value: object
+) -> None:
+    """The text of a plain value reaches the field as it is: no YAML 1.1 minutes, switches or octal numbers."""
+    config = load_config(None, overrides=CHECKPOINT, environ={f"STEP35__{variable}": text})
+    assert getattr(getattr(config, section), field) == value
+
+
+@pytest.mark.parametrize("section", ["8000", "null", "[1]"])
+def test_a_variable_does_not_hide_a_broken_section(tmp_path: Path, section: str) -> None:
+    """The file's mistake is told, not overwritten by the mapping that the variable needs."""
+    with pytest.raises(ConfigurationError, match=r"gateway = .*must be a mapping, STEP35__GATEWAY__PORT sets"):
+        load_config(write(tmp_path, f"gateway: {section}"), environ={"STEP35__GATEWAY__PORT": "9000"})
+
+
+def test_a_variable_changes_one_of_two_aliased_sections(tmp_path: Path) -> None:
+    """A YAML alias is one mapping in two places; a variable names only one of them."""
+    text = "checkpoint: /a\nattention: {resources: &r {num_cpus: 1}}\nexperts: {resources: *r}\n"
+    config = load_config(write(tmp_path, text), environ={"STEP35__EXPERTS__RESOURCES__NUM_CPUS": "2"})
+    assert (config.attention.resources.num_cpus, config.experts.resources.num_cpus) == (1, 2)

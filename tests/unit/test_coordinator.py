@@ -9,6 +9,7 @@ import pytest
 
 from cluster.coordinator import Coordinator, CoordinatorSettings
 from cluster.view import ClusterView
+from cluster.watcher import WatchSettings
 from routing.experts import linear_expert_map
 from routing.transport.endpoint import Endpoint
 from tests.fakes.clock import ManualClock
@@ -163,3 +164,63 @@ async def test_a_rank_that_went_to_another_is_not_given_back() -> None:
     assert await cluster.coordinator.lease_rank("e0", "host", held=0) is None
     assert not await cluster.coordinator.publish_shard("e0", endpoint("e0"))
     assert not await cluster.coordinator.report_ready("nobody", is_ready=True)
+
+
+async def restarted(before: Cluster) -> tuple[Cluster, ClusterView]:
+    """A new coordinator with default times, and what the members of the old one have seen."""
+    return Cluster(CoordinatorSettings()), await before.view()
+
+
+async def test_a_newcomer_gets_the_dead_rank_and_no_living_one() -> None:
+    """Coordinator and expert 1 die together. However late within its backoff expert 0 is heard, it keeps rank 0."""
+    before = Cluster()
+    await before.fill()
+    after, seen = await restarted(before)
+    after.gone.add("e1")
+    after.clock.advance(WatchSettings().longest_silence_s - 0.1)
+    assert await after.coordinator.lease_rank("e2", "host") is None
+    await after.coordinator.recover(seen.to_dict())
+    after.clock.advance(0.2)
+    assert await asyncio.wait_for(after.coordinator.lease_rank("e2", "host", timeout_s=1000), 5) == 1
+    assert await after.coordinator.lease_rank("e0", "host", held=0) == 0
+
+
+async def test_the_first_report_restores_everyone() -> None:
+    """Members in it are known without a word of their own, as complete and as ready as they were."""
+    before = Cluster()
+    await before.fill()
+    after, seen = await restarted(before)
+    await after.coordinator.recover(seen.to_dict())
+    view = await after.view()
+    assert (view.shards, view.attention, view.view_id) == (seen.shards, seen.attention, seen.view_id + 1)
+    assert (await after.coordinator.status()).leased == {0: "e0", 1: "e1"}
+    for member_id in ("e0", "e1", "a0"):
+        assert (await after.coordinator.wait_view(seen.view_id, 0.0, member_id)).is_known
+
+
+async def test_the_restored_dead_are_dropped_for_their_silence() -> None:
+    """Being named in a view is no life: the one that stays silent and is gone leaves the view."""
+    before = Cluster()
+    await before.fill()
+    after, seen = await restarted(before)
+    await after.coordinator.recover(seen.to_dict())
+    after.gone.add("e1")
+    after.clock.advance(4.1)
+    await after.coordinator.wait_view(0, 0.0, "e0")
+    await after.coordinator.drop_dead_members()
+    assert (await after.view()).missing_ranks == (1,)
+
+
+async def test_a_late_report_names_the_living_holder() -> None:
+    """The first to report had missed a replacement; the one who saw it corrects the view, and nobody loses a rank."""
+    before = Cluster()
+    await before.fill()
+    missed = await before.view()
+    before.gone.add("e1")
+    assert await before.coordinator.lease_rank("e2", "host", timeout_s=1000) == 1
+    await before.coordinator.publish_shard("e2", endpoint("e2"))
+    after, seen = await restarted(before)
+    await after.coordinator.recover(missed.to_dict())
+    await after.coordinator.recover(seen.to_dict())
+    assert {rank: shard.member_id for rank, shard in (await after.view()).shards.items()} == {0: "e0", 1: "e2"}
+    assert await after.coordinator.lease_rank("e2", "host", held=1) == 1

@@ -353,11 +353,24 @@ def test_the_registry_offers_native_on_cpus_and_the_reference_elsewhere() -> Non
     """One instance serves all operations of a family; a device native does not know goes to the reference."""
     families = ("native", "reference")
     on_cpu = registry.load_kernels("cpu", rms_norm_eps=EPS, row_independent=True, families=families)
-    on_cuda = registry.load_kernels("cuda", rms_norm_eps=EPS, row_independent=True, families=families)
+    on_cuda = registry.load_kernels("cuda", rms_norm_eps=EPS, row_independent=False, families=families)
     owners = [getattr(call, "__self__", None) for call in (on_cpu.head, on_cpu.gate, on_cuda.head)]
     assert isinstance(owners[0], NativeKernels)
     assert owners[1] is owners[0]
     assert isinstance(owners[2], ReferenceKernels)
+
+
+@pytest.mark.parametrize("families", [("native", "reference"), ("reference",)])
+def test_row_independence_is_refused_where_it_does_not_hold(
+    families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several torch threads cut a tensor anywhere, and nobody has proven it on a GPU."""
+    with pytest.raises(KernelError, match="deterministic needs device cpu: .* not proven on cuda"):
+        registry.load_kernels("cuda", rms_norm_eps=EPS, row_independent=True, families=families)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    with pytest.raises(KernelError, match=r"one torch thread, not 4: call torch\.set_num_threads\(1\)"):
+        registry.load_kernels("cpu", rms_norm_eps=EPS, row_independent=True, families=families)
+    registry.load_kernels("cpu", rms_norm_eps=EPS, row_independent=False, families=families)
 
 
 def test_a_missing_build_says_how_to_build(monkeypatch: pytest.MonkeyPatch) -> None:

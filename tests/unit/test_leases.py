@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -79,3 +80,34 @@ def test_fuzz_never_two_holders_of_one_rank() -> None:
         assert {rank: name for name, rank in believed.items()} == table.holders()
         assert len(set(believed.values())) == len(believed)
         assert all(table.is_known(holder) for holder in table.holders().values())
+
+
+def test_hearsay_gives_way_to_a_member_that_speaks() -> None:
+    """A later word replaces an earlier one, and the claim of a member itself replaces both; nothing replaces that."""
+    table = LeaseTable(1, ttl_s=10)
+    table.assume("old", 0, ep_rank=0)
+    table.assume("newer", 0, ep_rank=0)
+    assert table.holders() == {0: "newer"}
+    assert table.members() == ("newer",)
+    assert table.acquire("claimant", 0, wanted=0) == 0
+    table.assume("newer", 0, ep_rank=0)
+    assert table.holders() == {0: "claimant"}
+    assert table.acquire("newer", 0, wanted=0) is None
+
+
+@pytest.mark.parametrize("speak", [LeaseTable.renew, LeaseTable.enroll])
+def test_a_member_that_has_spoken_is_no_hearsay(speak: Callable[[LeaseTable, str, float], object]) -> None:
+    """It keeps its rank against a claim; without a word it dies of silence like everybody."""
+    table = LeaseTable(2, ttl_s=10)
+    table.assume("a", 0, ep_rank=0)
+    table.assume("b", 0, ep_rank=1)
+    speak(table, "a", 9)
+    assert table.acquire("c", 9, wanted=0) is None
+    assert table.expire(11) == ("b",)
+
+
+def test_hearsay_takes_nothing_from_the_lowest_free_rank() -> None:
+    """A newcomer without a rank of its own gets none that somebody is said to hold."""
+    table = LeaseTable(2, ttl_s=10)
+    table.assume("a", 0, ep_rank=0)
+    assert [table.acquire("c", 0), table.acquire("d", 0)] == [1, None]

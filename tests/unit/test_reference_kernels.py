@@ -138,7 +138,7 @@ def test_a_broken_row_touches_no_row_that_does_not_see_it(kernels: Kernels, wind
     poisoned = hidden.clone()
     poisoned[9] = broken
     actual = replace(run, hidden=[poisoned]).outputs(kernels, [run.whole()])[0]
-    sees = torch.tensor([9 <= i and (not window or i - window < 9) for i in range(20)])
+    sees = torch.tensor([i >= 9 and (not window or i - window < 9) for i in range(20)])
     same_bits(actual[~sees], expected[~sees])
     assert not actual[sees].isfinite().any()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -203,3 +205,87 @@ async def test_a_failed_load_is_raised_to_serve() -> None:
     assert (await tiers.coordinator.status()).leased == {}
     await opening
     await attention.close()
+
+
+class Switchboard:
+    """Lets a test put another coordinator behind the same address."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.now = coordinator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.now, name)
+
+
+async def test_no_port_loses_a_peer_over_a_restarted_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all ranks are there, neither tier is ever told of fewer, and the new coordinator ends up complete."""
+    tiers = Tiers()
+    address = Switchboard(tiers.coordinator)
+    tiers.coordinator = address  # type: ignore[assignment]
+    replicas = [tiers.expert("e0"), tiers.expert("e1"), tiers.attention_replica()]
+    await open_all(*replicas)
+    before = await tiers.wait(lambda view: view.is_serving)
+    told: asyncio.Queue[int] = asyncio.Queue()
+    monkeypatch.setattr(FakeAttention, "reconcile", lambda _self, shards, _map: told.put_nowait(len(shards)))
+    monkeypatch.setattr(FakeExpert, "reconcile", lambda _self, attention, _shards: told.put_nowait(len(attention) + 1))
+    address.now = Tiers().coordinator
+    after = await tiers.wait(lambda view: view.is_newer_than(before) and view.is_serving)
+    async with asyncio.timeout(5):
+        assert {await told.get() for _ in replicas} == {2}
+    assert after.shards == before.shards
+    await close_all(*replicas)
+
+
+async def test_a_wrong_readiness_in_the_view_is_put_right() -> None:
+    """Whoever reported it: as long as the view says otherwise the replica repeats what is true."""
+    tiers = Tiers(ep_size=1)
+    replicas = [tiers.expert("e0"), tiers.attention_replica()]
+    await open_all(*replicas)
+    view = await tiers.wait(lambda view: view.is_serving)
+    await tiers.coordinator.report_ready("a0", is_ready=False)
+    await tiers.wait(lambda now: now.is_serving and now.view_id >= view.view_id + 2)
+    await close_all(*replicas)
+
+
+async def test_a_replica_that_cannot_announce_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that cannot say whether it is ready ends the announcements, and health tells."""
+    tiers = Tiers(ep_size=1)
+    replicas = [tiers.expert("e0"), attention := tiers.attention_replica()]
+    await open_all(*replicas)
+    attention.check_health()
+
+    def is_ready(_actor: FakeAttention) -> bool:
+        raise ActorError("no idea")
+
+    monkeypatch.setattr(FakeAttention, "is_ready", is_ready)
+    (announcing,) = (task for task in asyncio.all_tasks() if task.get_name() == "announce-readiness")
+    await asyncio.wait([announcing], timeout=5)
+    with pytest.raises(ClusterError, match="no longer announces"):
+        attention.check_health()
+    await close_all(*replicas)
+
+
+async def test_a_draining_replica_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster knows before the drain begins, and registering again in the middle of it does not change that."""
+    tiers = Tiers(ep_size=1)
+    replicas = [expert := tiers.expert("e0"), attention := tiers.attention_replica()]
+    await open_all(*replicas)
+    await tiers.wait(lambda view: view.is_serving)
+    may_end, shown = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def drain(_actor: FakeAttention, _timeout_s: float) -> None:
+        loop.call_soon_threadsafe(shown.set)
+        assert may_end.wait(5)
+
+    monkeypatch.setattr(FakeAttention, "drain", drain)
+    closing = asyncio.create_task(attention.close())
+    await asyncio.wait_for(shown.wait(), 5)
+    view = ClusterView.from_dict((await tiers.coordinator.status()).view)
+    assert not view.attention["a0"].is_ready
+    await tiers.coordinator.leave("a0")
+    view = await tiers.wait(lambda view: "a0" in view.attention)
+    assert not view.attention["a0"].is_ready
+    may_end.set()
+    await closing
+    await expert.close()

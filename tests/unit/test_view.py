@@ -57,7 +57,7 @@ def test_every_transition_makes_a_newer_view() -> None:
         lambda view: with_shard(view, 0, Shard("e0", endpoint("a"))),
         lambda view: with_attention(view, "a0", AttentionMember(endpoint("c"), is_ready=True)),
         lambda view: without_member(view, "nobody"),
-        lambda view: raised_above(view, view),
+        lambda view: raised_above(view, view, {}),
     ],
 )
 def test_no_change_no_new_view(again: Any) -> None:
@@ -98,15 +98,25 @@ def test_adopt_only_newer() -> None:
 
 
 def test_a_restarted_coordinator_goes_above_what_it_is_told() -> None:
-    """It takes the number, the newer map and the transport, but not the members: they come themselves."""
+    """It takes the number, the newer map, the transport and the members, of the shards those whose member holds the
+    rank; what it knows itself is fresher."""
     newer_map = linear_expert_map(2, 8, 2, map_epoch=5)
     seen = ClusterView(**{**full_view().__dict__, "view_id": 17, "expert_map": newer_map})
-    view = raised_above(ClusterView(0, MAP), seen)
+    own = with_shard(ClusterView(0, MAP), 1, Shard("e2", endpoint("new")))
+    view = raised_above(own, seen, {0: "e0", 1: "e2"})
     assert (view.view_id, view.expert_map.map_epoch, view.transport) == (18, 5, "shm")
-    assert not view.shards
-    assert not view.attention
+    assert view.shards == {0: seen.shards[0], 1: own.shards[1]}
+    assert view.attention == seen.attention
     # An older report must not take anything back.
-    assert raised_above(view, full_view()) is view
+    assert raised_above(view, full_view(), {0: "e0", 1: "e1"}) is view
+
+
+def test_another_view_of_the_same_number_is_risen_above() -> None:
+    """Two lives of a coordinator may have given one number twice; whoever saw the other must see news."""
+    own = with_transport(ClusterView(3, MAP), "shm")
+    seen = full_view()
+    assert own.view_id == seen.view_id
+    assert raised_above(own, seen, {0: "e0", 1: "e1"}).view_id == own.view_id + 1
 
 
 def test_views_cannot_be_changed() -> None:

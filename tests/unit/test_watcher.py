@@ -15,6 +15,7 @@ from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
 from routing.experts import linear_expert_map
 from routing.transport.endpoint import Endpoint
+from tests.fakes.clock import ManualClock
 
 QUICK = WatchSettings(poll_s=0.05, first_backoff_s=0.001, max_backoff_s=0.01)
 
@@ -85,6 +86,18 @@ async def test_the_last_view_stays_good_while_the_coordinator_is_away() -> None:
         assert watcher.view is not None
         coordinator.is_away = False
         await watcher.wait_for(has_shards, 5)
+
+
+async def test_silence_is_counted_from_the_last_answer() -> None:
+    """An answer without news is an answer; while the coordinator is away the count grows."""
+    coordinator, clock = flaky_coordinator(), ManualClock()
+    async with watching(Watcher(coordinator, settings=QUICK, clock=clock)) as watcher:
+        clock.advance(30)
+        await watcher.wait_for(lambda _: True, 5)
+        assert watcher.silence_s == 0
+        coordinator.is_away = True
+        clock.advance(7)
+        assert watcher.silence_s == 7
 
 
 class Switchboard:

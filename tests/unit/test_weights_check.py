@@ -15,8 +15,11 @@ from actors.errors import CheckpointError, ConfigError
 from actors.model.config import parse_model_config
 from actors.weights.check import CONFIG_NAME, MAX_LISTED, check_checkpoint, find_problems
 from actors.weights.index import INDEX_NAME, SINGLE_NAME, TensorInfo
+from actors.weights.loader import load_attention_weights, load_expert_weights
 from actors.weights.plan import expected_tensors
+from actors.weights.source import SafetensorsSource
 from actors.weights.tensors import TensorKind
+from routing.experts import linear_expert_map
 from tests.fakes.checkpoint import random_weights, write_checkpoint
 from tests.fakes.configs import FP8_QUANTIZATION, tiny_config
 
@@ -44,7 +47,7 @@ def problems_of(folder: Path, ep_size: int = 4) -> tuple[str, ...]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("layout", ["packed", "per_expert"])
 def test_sound_checkpoints_pass(tmp_path: Path, dtype: torch.dtype, layout: str) -> None:
     """Every format and layout is accepted, and the summary counts what the files hold."""
@@ -107,10 +110,41 @@ def test_one_odd_format_is_the_problem_and_not_the_rest(tmp_path: Path, weights:
     assert problems_of(write(tmp_path, broken)) == ("model.norm.weight is stored as F32, expected BF16",)
 
 
-def test_integer_weights_are_refused(tmp_path: Path, weights: Weights) -> None:
-    """A format that cannot be loaded is refused even when all tensors share it."""
-    integers = {name: torch.zeros(tensor.shape, dtype=torch.int8) for name, tensor in weights.items()}
-    assert "I8, expected" in problems_of(write(tmp_path, integers))[0]
+@pytest.mark.parametrize(("dtype", "code"), [(torch.float16, "F16"), (torch.int8, "I8"), (torch.float64, "F64")])
+def test_formats_that_are_not_served_are_one_sentence(
+    tmp_path: Path, weights: Weights, dtype: torch.dtype, code: str
+) -> None:
+    """Refused even when all tensors share it, and told once, not for every tensor."""
+    stored = {name: tensor if name == ROUTER_BIAS else tensor.to(dtype) for name, tensor in weights.items()}
+    (problem,) = problems_of(write(tmp_path, stored))
+    assert problem == (
+        f"the weights are stored as {code}; BF16 and F32 are served, and block-scaled FP8 for the routed experts"
+    )
+
+
+@pytest.mark.parametrize("quantization", [None, {**FP8_QUANTIZATION, "weight_block_size": [24, 48]}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_held_bytes_are_those_in_memory_after_loading(
+    tmp_path: Path, quantization: dict[str, object] | None, dtype: torch.dtype
+) -> None:
+    """For every rank, the sum over its tensors; the draft modules are nobody's."""
+    fields = {**FIELDS, "quantization_config": quantization}
+    summary = check_checkpoint(write_checkpoint(tmp_path, fields, dtype=dtype), ep_size=4)
+    expert_map = linear_expert_map(len(summary.config.moe_layers), summary.config.num_experts, 4)
+    with SafetensorsSource(tmp_path) as source:
+        attention = load_attention_weights(source, summary.config)
+        ranks = [load_expert_weights(source, summary.config, expert_map, ep_rank) for ep_rank in range(4)]
+    assert summary.held_attention_bytes == bytes_of(attention)
+    assert summary.held_rank_bytes == tuple(bytes_of(rank) for rank in ranks)
+    assert summary.attention_bytes + summary.mtp_bytes + summary.expert_bytes == summary.num_bytes
+
+
+def bytes_of(value: object) -> int:
+    """Bytes of every tensor in nested dataclasses, tuples and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value if isinstance(value, (list, tuple)) else vars(value).values()
+    return sum(bytes_of(item) for item in items)
 
 
 @pytest.mark.parametrize("scale_dtype", ["F32", "BF16"])

@@ -35,7 +35,7 @@ def test_published_roles_share_the_bytes() -> None:
     summary = summarize(REAL, headers(REAL), ep_size=8)
     assert summary.rank_bytes == (36 * 42 * 15_728_640 * 2,) * 8
     assert summary.expert_bytes == sum(summary.rank_bytes) == 190_253_629_440 * 2
-    assert summary.attention_bytes + summary.expert_bytes == summary.num_bytes
+    assert summary.attention_bytes + summary.mtp_bytes + summary.expert_bytes == summary.num_bytes
     assert summary.mtp_bytes == 2_428_171_008 * 2
 
 
@@ -45,6 +45,7 @@ def test_published_fp8_checkpoint_to_the_byte() -> None:
     assert summary.num_bytes == 208_561_446_144
     assert summary.num_parameters == 199_384_301_376
     assert summary.rank_bytes == ((190_253_629_440 + 46_448_640) // 8,) * 8
+    assert summary.held_rank_bytes == summarize(REAL, headers(REAL), ep_size=8).rank_bytes
 
 
 def test_per_expert_layout_holds_the_same_bytes() -> None:
