@@ -103,9 +103,9 @@ def _eos_ids(checkpoint: Path, model: ModelConfig, tokenizer: Tokenizer, named: 
     """
     given = _read_optional_json(checkpoint, "generation_config.json").get("eos_token_id")
     given_ids = given if isinstance(given, list) else [] if given is None else [given]
-    ids = {value for value in given_ids if type(value) is int and 0 <= value < model.vocab_size}
-    eos_ids = ids.union(model.eos_token_ids)
-    if len(ids) < len(set(given_ids)) or len(eos_ids) > MAX_EOS_IDS:
+    ids = [value for value in given_ids if type(value) is int and 0 <= value < model.vocab_size]
+    eos_ids = {*ids, *model.eos_token_ids}
+    if len(ids) < len(given_ids) or len(eos_ids) > MAX_EOS_IDS:
         rule = f"at most {MAX_EOS_IDS} token ids within 0..{model.vocab_size - 1}"
         raise CheckpointError(str(checkpoint), [f"config.json and generation_config.json: eos_token_id must be {rule}"])
     named_id = tokenizer.control_id(named.get("eos_token", ""))

@@ -31,7 +31,7 @@ async def test_stop_ids_are_the_clients_and_the_models(num_new: int, status: int
         assert answer.json()["error"]["param"] == "stop_token_ids"
 
 
-@pytest.mark.parametrize("wrong", [-1, VOCAB_SIZE, "2", True, list(range(64))])
+@pytest.mark.parametrize("wrong", [-1, VOCAB_SIZE, "2", True, [[5]], list(range(64))])
 def test_end_tokens_that_no_request_could_carry(wrong: Any, tmp_path: Path) -> None:
     """They would make the engine refuse every request, so the checkpoint is refused, with the file's name."""
     write_model_folder(tmp_path)
@@ -51,6 +51,8 @@ def test_end_tokens_of_both_files(
     write_model_folder(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "eos_token_id": in_config}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation_config}))
+    (tmp_path / "generation_config.json").unlink()
+    if in_generation_config is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation_config}))
     model = load_served_model(tmp_path)
     assert model.eos_ids == (expected or {model.tokenizer.control_id(EOS)})

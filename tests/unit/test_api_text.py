@@ -208,21 +208,6 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
         load_served_model(tmp_path)
 
 
-def test_end_ids_come_from_the_first_file_that_names_them(tmp_path: Path) -> None:
-    """generation_config.json goes before config.json, which goes before the tokenizer's eos_token."""
-    write_model_folder(tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert load_served_model(tmp_path).eos_ids == {5, 6}
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "generation_config.json").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 9}))
-    assert load_served_model(tmp_path).eos_ids == {9}
-    config.pop("eos_token_id", None)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    model = load_served_model(tmp_path)
-    assert model.eos_ids == {model.tokenizer.control_id("<｜end▁of▁sentence｜>")}
-
-
 def test_reasoning_start_looks_at_the_current_turn(model: ServedModel) -> None:
     """Only a think mark after the last turn boundary opens reasoning."""
     encode = model.tokenizer.encode
