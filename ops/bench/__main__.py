@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -65,7 +66,16 @@ def machine_facts() -> list[str]:
         f"Linux {platform.release()}, Python {platform.python_version()}, "
         f"torch {version('torch')}, ray {version('ray')}",
         f"commit {_commit()}, load average at the end of the run {os.getloadavg()[0]:.1f}",
+        f"ten million additions in a Python loop took {_loop_seconds():.2f} s at the end of the run",
     ]
+
+
+def _loop_seconds() -> float:
+    """How fast a core is just now: on a shared host it may be a third of what it was an hour ago."""
+    start, total = time.perf_counter(), 0
+    for number in range(10**7):
+        total += number
+    return time.perf_counter() - start
 
 
 def _run(name: str) -> str | None:
