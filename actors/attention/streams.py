@@ -25,7 +25,10 @@ class TokenStream:
         self._arrived = asyncio.Event()
 
     async def next(self) -> TokenEvent:
-        """All news since the last call; waits for some."""
+        """All news since the last call; waits for some.
+
+        The engine ends every stream at its request's deadline; if the engine hangs, the gateway closes it.
+        """
         await self._arrived.wait()
         self._arrived.clear()
         event, self._pending = self._pending, None
