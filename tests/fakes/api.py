@@ -23,15 +23,27 @@ VOCAB_SIZE = 1024
 CONTEXT_TOKENS = 256
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "Hi"}]
+WEATHER_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "array", "items": {"type": "integer"}}},
+            "required": ["city"],
+        },
+    },
+}
 
 
-def write_model_folder(folder: Path) -> Path:
+def write_model_folder(folder: Path, context_tokens: int = CONTEXT_TOKENS) -> Path:
     """config.json, generation_config.json, tokenizer and template: all that the API reads of a checkpoint."""
-    positions = {"max_position_embeddings": CONTEXT_TOKENS, "max_seq_len": CONTEXT_TOKENS}
+    positions = {"max_position_embeddings": context_tokens, "max_seq_len": context_tokens}
     config = {**tiny_config(vocab_size=VOCAB_SIZE), **positions}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_ids(VOCAB_SIZE)}))
-    write_tokenizer(folder, VOCAB_SIZE, CONTEXT_TOKENS)
+    write_tokenizer(folder, VOCAB_SIZE, context_tokens)
     return folder
 
 
@@ -51,6 +63,12 @@ def chat(**fields: Any) -> dict[str, Any]:
 def completion(**fields: Any) -> dict[str, Any]:
     """The body of a completion request."""
     return {"model": MODEL_NAME, "prompt": "Hi", **fields}
+
+
+def call_markup(name: str = "get_weather", **values: str) -> str:
+    """A tool call in the model's own words."""
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
 
 
 def tell(

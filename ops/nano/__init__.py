@@ -1,0 +1,1 @@
+"""The demonstration model: its data, its training, and how good it is."""
