@@ -177,7 +177,8 @@ def _window_mask(document: Tensor, window: int) -> Tensor:
     same = chunks.unsqueeze(3) == _with_previous(chunks, fill=-1).unsqueeze(2)
     query = torch.arange(window, 2 * window, device=document.device).unsqueeze(1)
     key = torch.arange(2 * window, device=document.device).unsqueeze(0)
-    return (same & (key <= query) & (key > query - window)).flatten(0, 1).unsqueeze(1)
+    visible: Tensor = same & (key <= query) & (key > query - window)
+    return visible.flatten(0, 1).unsqueeze(1)
 
 
 def _with_previous(chunks: Tensor, fill: float = 0) -> Tensor:

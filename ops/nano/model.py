@@ -103,6 +103,21 @@ def nano_fields(**overrides: object) -> Fields:
     return fields | overrides
 
 
+def smoke_fields() -> Fields:
+    """What differs in a model that trains in seconds, with every part of the nano model in it."""
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "vocab_size": 512,
+        "max_seq_len": 256,
+        "max_position_embeddings": 256,
+        "moe_num_experts": 16,
+        "moe_top_k": 4,
+        "moe_intermediate_size": 16,
+        "share_expert_dim": 16,
+    }
+
+
 def initial_tensors(config: ModelConfig, generator: torch.Generator) -> dict[str, Tensor]:
     """Every tensor of the checkpoint in float32, ready to be trained.
 

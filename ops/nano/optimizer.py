@@ -56,15 +56,13 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     return result
 
 
-def optimizers(
-    tensors: Mapping[str, Tensor], *, matrix_lr: float, vector_lr: float, fused: bool
-) -> Sequence[torch.optim.Optimizer]:
+def optimizers(tensors: Mapping[str, Tensor], *, matrix_lr: float, vector_lr: float) -> Sequence[torch.optim.Optimizer]:
     """Muon for the matrices between embedding and heads, Adam for embedding, heads, routers and norms."""
     matrices = [tensor for name, tensor in tensors.items() if _is_inner_matrix(name, tensor)]
     others = [tensor for name, tensor in tensors.items() if not _is_inner_matrix(name, tensor)]
     return (
         Muon(matrices, lr=matrix_lr, weight_decay=0.1),
-        torch.optim.AdamW(others, lr=vector_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused),
+        torch.optim.AdamW(others, lr=vector_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     )
 
 

@@ -52,12 +52,12 @@ class Run:
             self._replace(path, learn().to_str(pretty=False).encode())
         return Tokenizer.from_file(str(path))
 
-    def restore(self, device: torch.device) -> TrainingState | None:
+    def restore(self) -> TrainingState | None:
         """The state that was saved last; its optimizers follow with `restore_optimizers`."""
         path = self._folder / "state.pt"
         if not path.exists():
             return None
-        self._saved = torch.load(path, map_location=device, weights_only=True)
+        self._saved = torch.load(path, map_location="cpu", weights_only=True)
         return TrainingState(**self._saved["state"])
 
     def restore_optimizers(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -100,3 +100,21 @@ class Run:
         beside = path.with_name(path.name + ".new")
         beside.write_bytes(content)
         os.replace(beside, path)
+
+
+def finished_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a run as they were saved last. Raises FileNotFoundError when it has saved none."""
+    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    tensors: dict[str, Tensor] = saved["state"]["tensors"]
+    return tensors
+
+
+def finished_tokenizer(folder: Path) -> Tokenizer:
+    """The run's tokenizer."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def model_overrides(folder: Path) -> dict[str, Any]:
+    """The fields of the run's model that differ from the nano model's."""
+    overrides: dict[str, Any] = json.loads((folder / "recipe.json").read_text())["model"]
+    return overrides
