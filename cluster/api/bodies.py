@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 from actors.messages import TokenLogprob
 from cluster.api.choice import Delta, ScoredToken
 from cluster.api.generation import Usage
 from cluster.api.text import Tokenizer
+from cluster.api.tool_arguments import CallPiece
 
 IMPOSSIBLE_LOGPROB = -9999.0
 
@@ -63,6 +65,7 @@ class ChatBodies:
             fields["content"] = delta.content
         scores = self._logprobs(delta.scored) if delta.scored else None
         chunks = [_choice(delta.index, scores, delta=fields)] if fields or scores else []
+        chunks += [_choice(delta.index, delta={"tool_calls": [entry]}) for entry in _call_entries(delta.calls)]
         if delta.finish_reason is not None:
             chunks.append(_choice(delta.index, finish_reason=delta.finish_reason, delta={}))
         return [self._chunk(choice) for choice in chunks]
@@ -78,9 +81,11 @@ class ChatBodies:
                 choice.finish_reason,
                 message={
                     "role": "assistant",
-                    "content": choice.content,
+                    # OpenAI's null where calls stand in for an answer.
+                    "content": choice.content or (None if choice.calls else ""),
                     "refusal": None,
                     **self._reasoning(choice.reasoning or None),
+                    **({"tool_calls": _whole_calls(choice.calls)} if choice.calls else {}),
                 },
             )
             for choice in choices
@@ -147,6 +152,37 @@ class CompletionBodies:
             ],
             "text_offset": [token.offset for token in scored],
         }
+
+
+def _call_entries(pieces: Sequence[CallPiece]) -> Iterator[dict[str, Any]]:
+    """Entries of chunks' tool_calls: a call's head, then what there is of its arguments.
+
+    Clients join the entries of one index, though not all do so within one chunk: each entry needs its own.
+    """
+    for (index, call_id), group in groupby(pieces, key=lambda piece: (piece.index, piece.call_id)):
+        parts = list(group)
+        arguments = "".join(piece.arguments for piece in parts)
+        if call_id is None:
+            yield {"index": index, "function": {"arguments": arguments}}
+        else:
+            function = {"name": parts[0].name, "arguments": arguments}
+            yield {"index": index, "id": call_id, "type": "function", "function": function}
+
+
+def _whole_calls(pieces: Sequence[CallPiece]) -> list[dict[str, Any]]:
+    """A message's tool_calls."""
+    arguments: dict[int, list[str]] = {}
+    for piece in pieces:
+        arguments.setdefault(piece.index, []).append(piece.arguments)
+    return [
+        {
+            "id": piece.call_id,
+            "type": "function",
+            "function": {"name": piece.name, "arguments": "".join(arguments[piece.index])},
+        }
+        for piece in pieces
+        if piece.call_id is not None
+    ]
 
 
 def _finite(logprob: float) -> float:

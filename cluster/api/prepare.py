@@ -9,6 +9,8 @@ from cluster.api.choice import ChoicePlan
 from cluster.api.schema import ChatBody, CompletionBody, SamplingBody
 from cluster.api.served_model import ServedModel
 from cluster.api.settings import ApiLimits
+from cluster.api.template import ChatTemplate
+from cluster.api.tools import Toolset, check_tools, results_in_call_order
 from cluster.errors import ContextLengthExceeded, InvalidRequest
 
 
@@ -16,8 +18,10 @@ def plan_chat(body: ChatBody, model: ServedModel, limits: ApiLimits, request_id:
     """The plans of a chat request. Tokenises: call it in a thread. Raises InvalidRequest."""
     if model.chat_template is None:
         raise InvalidRequest("This model has no chat template; use /v1/completions.", "messages")
-    messages = [message.as_plain() for message in body.messages]
-    prompt = model.chat_template.encode(messages, **(body.chat_template_kwargs or {}))
+    _check_tools(body, model.chat_template)
+    messages = results_in_call_order([message.as_plain() for message in body.messages])
+    tools = [tool.as_plain() for tool in body.offered_tools]
+    prompt = model.chat_template.encode(messages, tools, **(body.chat_template_kwargs or {}))
     return _plans(body, [prompt], model, limits, request_id)
 
 
@@ -25,6 +29,26 @@ def plan_completion(body: CompletionBody, model: ServedModel, limits: ApiLimits,
     """The plans of a completion request, `n` for each prompt in order. As `plan_chat`."""
     _check_num_sequences(body, len(body.prompts), limits)
     return _plans(body, [_prompt_ids(prompt, model) for prompt in body.prompts], model, limits, request_id)
+
+
+def _check_tools(body: ChatBody, template: ChatTemplate) -> None:
+    """Raises InvalidRequest for tools that are wrong, and where the template would keep them from the model."""
+    check_tools(body.tools or ())
+    if template.shows_tools:
+        return
+    sentence = "The chat template of this model does not know tools"
+    if body.offered_tools:
+        raise InvalidRequest(f"{sentence}; leave them out.", "tools")
+    if any(message.tool_calls or message.role == "tool" for message in body.messages):
+        raise InvalidRequest(f"{sentence}; leave out calls and their results.", "messages")
+
+
+def _toolset(body: ChatBody) -> Toolset | None:
+    """None where no tool was offered: what looks like a call is content then."""
+    if not body.offered_tools:
+        return None
+    schemas = {tool.function.name: tool.function.parameters or {} for tool in body.offered_tools}
+    return Toolset(schemas, max_calls=1 if body.parallel_tool_calls is False else None)
 
 
 def _prompt_ids(prompt: str | list[int], model: ServedModel) -> list[int]:
@@ -65,9 +89,11 @@ def _plans(
                     prompt_idx=prompt_idx,
                     request=request,
                     end_ids=frozenset(spec.stop_token_ids),
+                    cut_ids=frozenset(body.stop_token_ids or ()) - model.eos_ids,
                     stop_strings=body.stop_strings,
                     starts_in_reasoning=isinstance(body, ChatBody) and model.starts_in_reasoning(prompt_ids),
                     skip_special_tokens=body.skip_special_tokens is not False,
+                    tools=_toolset(body) if isinstance(body, ChatBody) else None,
                 )
             )
     return plans

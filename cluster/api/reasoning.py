@@ -31,8 +31,13 @@ class ReasoningSplitter:
         self._drops_newline = False
         self.in_reasoning = starts_in_reasoning
 
-    def push(self, token_id: int | None, text: str) -> Split:
-        """Take a token and the text it completed; None for text that is left over at the end."""
+    def push(self, token_id: int | None, text: str, *, in_call: bool = False) -> Split:
+        """Take a token and the text it completed; None for text that is left over at the end.
+
+        in_call: the token belongs to a tool call that has begun, where a mark is text like any other.
+        """
+        if in_call:
+            return Split(content=text)
         mark = self._mark_by_id.get(token_id) if token_id is not None else None
         before = text.removesuffix(mark) if mark is not None else text
         if not self.in_reasoning:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from actors.messages import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_SEED, MAX_STOP_TOKEN_IDS
+from cluster.api.tools import MAX_TOOLS, FunctionSpec, Tool
 from cluster.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 4
@@ -28,6 +29,7 @@ Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 
 # Field -> values that ask for nothing. Anything else would change the answer in a way that is not implemented.
+# A field that an endpoint's body declares is no extra one there, and not looked at here.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -184,7 +186,11 @@ class ChatMessage(BaseModel):
 
 
 class ChatBody(SamplingBody):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions.
+
+    tool_choice "none": the model is not told of the tools, the only way to keep it from calling them, and its answer is
+    content from end to end. parallel_tool_calls false: the first call is answered with, later ones are dropped.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
@@ -192,6 +198,14 @@ class ChatBody(SamplingBody):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[Literal["enable_thinking"], bool] | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model is told of and may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def num_logprobs(self) -> int | None:
@@ -266,6 +280,11 @@ def _refuse_chat_contradictions(body: ChatBody) -> None:
     both = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
     if len(both) > 1:
         raise InvalidRequest("max_tokens and max_completion_tokens differ; send one.", "max_completion_tokens")
+    if body.tool_choice == "required" or isinstance(body.tool_choice, dict):
+        sentence = "tool_choice cannot make the model call a tool: that needs constrained decoding, which is not served"
+        raise InvalidRequest(f'{sentence}; use "auto" or "none".', "tool_choice")
+    if body.tool_choice not in (None, "auto", "none"):
+        raise InvalidRequest('tool_choice must be "auto" or "none".', "tool_choice")
 
 
 def _plain_call(call: ToolCall) -> dict[str, Any]:
@@ -310,6 +329,16 @@ def _field_path(location: tuple[int | str, ...]) -> tuple[str, bool]:
 
 _FIELD_NAMES = frozenset(
     name
-    for kind in (ChatBody, CompletionBody, ChatMessage, ToolCall, FunctionCall, TextPart, StreamOptions)
+    for kind in (
+        ChatBody,
+        CompletionBody,
+        ChatMessage,
+        ToolCall,
+        FunctionCall,
+        Tool,
+        FunctionSpec,
+        TextPart,
+        StreamOptions,
+    )
     for name in kind.model_fields
 )

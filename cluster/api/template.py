@@ -22,6 +22,8 @@ from cluster.errors import ContextLengthExceeded, InvalidRequest
 
 # The template looks for these in an assistant's text to tell old reasoning from its answer.
 REASONING_MARKS = ("<think>", "</think>")
+# No template mentions this name by itself.
+PROBE_TOOL = "is_this_tool_shown"
 
 
 class ChatTemplate:
@@ -29,6 +31,7 @@ class ChatTemplate:
 
     special_tokens: what the template knows by name, such as bos_token.
     max_chars: rendering stops beyond this length; a longer prompt could not fit the context.
+    shows_tools: whether the model would learn of tools; a template may ignore them.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, *, special_tokens: Mapping[str, str], max_chars: int) -> None:
@@ -44,14 +47,20 @@ class ChatTemplate:
             self.encode([{"role": "user", "content": "x"}])
         except InvalidRequest as error:
             raise ValueError("the chat template cannot render a single user message") from error
+        self.shows_tools = self._shows_tools()
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], **options: object) -> list[int]:
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **options: object
+    ) -> list[int]:
         """Token ids of the rendered messages with the generation prompt.
 
-        messages: plain values as of `schema.ChatMessage.as_plain`. Raises InvalidRequest where the template refuses
-        them, ContextLengthExceeded where the text cannot fit. Slow for long prompts: call it in a thread.
+        messages: plain values as of `schema.ChatMessage.as_plain`. tools: as of `tools.Tool.as_plain`. Raises
+        InvalidRequest where the template refuses them, ContextLengthExceeded where the text cannot fit. Slow for long
+        prompts: call it in a thread.
         """
         hidden = HiddenControlText(self._tokenizer.control_pattern)
+        if tools:
+            options["tools"] = [hidden.hide_tool(tool) for tool in tools]
         text = self._render([hidden.hide_message(message) for message in messages], options)
         pieces = self._tokenizer.split_control(text)
         return self._tokenizer.encode_pieces([p if isinstance(p, int) else hidden.reveal(p) for p in pieces])
@@ -65,12 +74,23 @@ class ChatTemplate:
                 parts.append(part)
                 num_chars += len(part)
                 if num_chars > self._max_chars:
-                    raise ContextLengthExceeded("The messages are longer than the model's context.", "messages")
+                    sentence = "The messages, with the tools, are longer than the model's context."
+                    raise ContextLengthExceeded(sentence, "messages")
         except InvalidRequest:
             raise
         except Exception as error:  # a template is a foreign program: whatever it raises means "refused"
             raise InvalidRequest("The chat template does not accept these messages.", "messages") from error
         return "".join(parts)
+
+    def _shows_tools(self) -> bool:
+        """Found out by rendering one, since ignoring a variable is no error."""
+        probe = {"type": "function", "function": {"name": PROBE_TOOL}}
+        try:
+            return PROBE_TOOL in self._render([{"role": "user", "content": "x"}], {"tools": [probe]})
+        except ContextLengthExceeded:
+            return True  # they are in the way, so they are shown
+        except InvalidRequest:
+            return False
 
 
 class HiddenControlText:
@@ -89,6 +109,10 @@ class HiddenControlText:
             name: value if name == "role" else self._hide(value, kept if name == "content" else ())
             for name, value in message.items()
         }
+
+    def hide_tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a tool with every string in it hidden."""
+        return {name: self._hide(value, ()) for name, value in tool.items()}
 
     def reveal(self, text: str) -> str:
         """The text with what was hidden in it."""

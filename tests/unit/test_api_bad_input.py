@@ -15,6 +15,7 @@ from tests.fakes.api import (
     HI,
     MODEL_NAME,
     VOCAB_SIZE,
+    WEATHER_TOOL,
     api_client,
     chat,
     completion,
@@ -100,8 +101,6 @@ BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '"\\ud800"'}}]}]},
         "messages",
     ),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
     ({"logprobs": 3}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -134,10 +133,61 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"logprobs": -1}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
     ({"suffix": "x"}, "suffix"),
+    ({"tools": [WEATHER_TOOL]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+]
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", **function}}]}
+
+
+def schema(**fields: Any) -> dict[str, Any]:
+    return tool(parameters=fields)
+
+
+BAD_TOOLS: list[tuple[dict[str, Any], str | None]] = [
+    ({"tools": {}}, "tools"),
+    ({"tools": "f"}, "tools"),
+    ({"tools": [5]}, "tools[0]"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [WEATHER_TOOL, {"type": "custom", "custom": {"name": "f"}}]}, "tools[1].type"),
+    ({"tools": [{"function": {"name": "f"}}]}, "tools[0].type"),
+    ({"tools": [WEATHER_TOOL, WEATHER_TOOL]}, "tools[1].function.name"),
+    ({"tools": [WEATHER_TOOL] * 129}, "tools"),
+    *[(tool(name=name), "tools[0].function.name") for name in ("", "a b", "f\n", "é", "a.b", "<f>", "x" * 65, 5, None)],
+    (tool(description=5), "tools[0].function.description"),
+    (tool(description="x" * 65_536), "tools[0]"),
+    (tool(strict=True), "tools[0].function.strict"),
+    (tool(strict="no"), "tools[0].function.strict"),
+    (tool(parameters=[]), "tools[0].function.parameters"),
+    (schema(type="string"), "tools[0].function.parameters"),
+    (schema(type=["object"]), "tools[0].function.parameters"),
+    (schema(properties=[]), "tools[0].function.parameters"),
+    (schema(properties={"a": "string"}), "tools[0].function.parameters"),
+    *[
+        (schema(properties={name: {}}), "tools[0].function.parameters")
+        for name in ("", "a>b", "<a", "a\nb", " a", "a ")
+    ],
+    ({"tool_choice": "required", "tools": [WEATHER_TOOL]}, "tool_choice"),
+    (
+        {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "tools": [WEATHER_TOOL]},
+        "tool_choice",
+    ),
+    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+    ({"tool_choice": "sometimes"}, "tool_choice"),
+    ({"tool_choice": ["auto"]}, "tool_choice"),
+    ({"tool_choice": True}, "tool_choice"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    # Tools count towards the length of the prompt.
+    (tool(description="x" * 60_000), "messages"),
+    (tool(description="word " * 400), None),
 ]
 
 BAD_INPUTS = [
-    *[(CHAT, chat(**fields), param) for fields, param in BAD_FIELDS + BAD_CHATS],
+    *[(CHAT, chat(**fields), param) for fields, param in BAD_FIELDS + BAD_CHATS + BAD_TOOLS],
     *[(COMPLETIONS, completion(**fields), param) for fields, param in BAD_FIELDS + BAD_COMPLETIONS],
 ]
 

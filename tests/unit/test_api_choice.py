@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from cluster.api.reasoning import ReasoningSplitter
 from cluster.api.served_model import load_served_model
 from cluster.api.stop import StopMatcher
 from cluster.api.text import Tokenizer
+from cluster.api.tools import Toolset
 from cluster.errors import GenerationFailed
-from tests.fakes.api import tell, write_model_folder
+from tests.fakes.api import VOCAB_SIZE, tell, write_model_folder
+from tests.fakes.tokenizer import tokenizer_json
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +177,38 @@ def test_logprobs_of_a_whole_answer_are_complete(tokenizer: Tokenizer) -> None:
     choice = Choice(plan(), tokenizer)
     delta = feed_all(choice, tell(ids, FinishReason.LENGTH, logprobs=True))
     assert [token.score.token_id for token in delta.scored] == ids
+
+
+def test_logprobs_where_stop_strings_and_calls_hold_text_back(tokenizer: Tokenizer) -> None:
+    """Tokens of the stop string have no score, also when text before it waited for a call to follow."""
+    before, behind = tokenizer.encode("one \n"), tokenizer.encode(" two")
+    ids = before + behind
+    choice = Choice(plan(stop_strings=(" two",), tools=Toolset()), tokenizer)
+    delta = feed_all(choice, tell(ids, logprobs=True))
+    assert delta.content == "one \n"
+    assert [token.score.token_id for token in delta.scored] == before
+
+
+def test_calls_whose_marks_are_not_shown() -> None:
+    """A tokenizer that counts the call marks among the special tokens hides them, and the calls are found as well."""
+    definition = json.loads(tokenizer_json(VOCAB_SIZE))
+    definition["added_tokens"] = [{**entry, "special": True} for entry in definition["added_tokens"]]
+    tokenizer = Tokenizer(definition)
+    ids = tokenizer.encode("hm\n<tool_call>\n<function=f>\n</function>\n</tool_call><tool_call><function=g></function>")
+    choice = Choice(plan(starts_in_reasoning=True, tools=Toolset()), tokenizer)
+    delta = feed_all(choice, tell(ids))
+    assert (delta.reasoning, delta.content) == ("hm", "")
+    assert [piece.name for piece in delta.calls if piece.name is not None] == ["f", "g"]
+
+
+def test_nothing_counts_behind_a_stop_string() -> None:
+    """A call that begins in the very token that completes a stop string is not made."""
+    definition = json.loads(tokenizer_json(VOCAB_SIZE))
+    token_id = VOCAB_SIZE - 1
+    definition["added_tokens"].append({"id": token_id, "content": "END <function=f>"})
+    choice = Choice(plan(stop_strings=("END",), tools=Toolset()), Tokenizer(definition))
+    delta = feed_all(choice, tell([token_id]))
+    assert (delta.content, delta.calls) == ("", ())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,14 +20,14 @@ from cluster.api.app import create_app
 from cluster.api.scripted import ScriptedEngine, Step
 from cluster.api.served_model import ServedModel, load_served_model
 from cluster.api.settings import ApiSettings
-from tests.fakes.api import MODEL_NAME, tell, write_model_folder
+from tests.fakes.api import MODEL_NAME, WEATHER_TOOL, call_markup, tell, write_model_folder
 
 KEY = "sk-test"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_model_folder(tmp_path_factory.mktemp("model"))
+    folder = write_model_folder(tmp_path_factory.mktemp("model"), context_tokens=2048)
     (folder / "keys").write_text(KEY)
     return folder
 
@@ -70,6 +71,52 @@ async def test_chat_whole_and_streamed(folder: Path, model: ServedModel) -> None
     assert chunks[-1].usage == whole.usage
     assert whole.model_dump()["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_tool_calls_whole_and_streamed(folder: Path, model: ServedModel) -> None:
+    """The client's own objects hold the same two calls either way, also by its helper that joins a stream."""
+    said = f"hm\n</think>\nI look.\n{call_markup(city='Paris')}{call_markup(city='Rome', days='[1, 2]')}"
+    engine = ScriptedEngine(lambda request: tell(model.tokenizer.encode(said)))
+    messages: list[Any] = [{"role": "user", "content": "Hi"}]
+    asked: dict[str, Any] = {"model": MODEL_NAME, "messages": messages, "tools": [WEATHER_TOOL], "tool_choice": "auto"}
+    async with openai_client(folder, engine) as client:
+        whole = (await client.chat.completions.create(**asked)).choices[0]
+        async with client.chat.completions.stream(**asked, parallel_tool_calls=True) as stream:
+            async for _ in stream:
+                pass
+            joined = (await stream.get_final_completion()).choices[0]
+        for choice in (whole, joined):
+            messages += [choice.message.model_dump(), *results_of(choice.message.tool_calls)]
+        await client.chat.completions.create(**asked)
+    for choice in (whole, joined):
+        calls = [call.function for call in choice.message.tool_calls or []]
+        assert [(call.name, json.loads(call.arguments)) for call in calls] == [
+            ("get_weather", {"city": "Paris"}),
+            ("get_weather", {"city": "Rome", "days": [1, 2]}),
+        ]
+        assert (choice.message.content, choice.finish_reason) == ("I look.", "tool_calls")
+    assert len(engine.requests[2].prompt_token_ids) > len(engine.requests[0].prompt_token_ids)
+
+
+def results_of(calls: Any) -> list[dict[str, Any]]:
+    """A result for each call, in the opposite order."""
+    return [{"role": "tool", "tool_call_id": call.id, "content": "18C"} for call in reversed(calls)]
+
+
+async def test_tool_mistakes_become_openai_exceptions(folder: Path, model: ServedModel) -> None:
+    """A forced call and a strict schema, which the client's helpers ask for, are named as what is not served."""
+    engine = ScriptedEngine(lambda request: tell(model.tokenizer.encode("x")))
+    strict: Any = {"type": "function", "function": {**WEATHER_TOOL["function"], "strict": True}}
+    async with openai_client(folder, engine) as client:
+        for fields, param in (
+            ({"tools": [WEATHER_TOOL], "tool_choice": "required"}, "tool_choice"),
+            ({"tools": [strict]}, "tools[0].function.strict"),
+        ):
+            asked: dict[str, Any] = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hi"}], **fields}
+            with pytest.raises(openai.BadRequestError, match="constrained decoding") as wrong:
+                await client.chat.completions.create(**asked)
+            assert wrong.value.param == param
+    assert engine.requests == []
 
 
 async def test_completions_and_models(folder: Path, model: ServedModel) -> None:
