@@ -38,7 +38,7 @@ help: ## list the targets
 
 serve: $(STAMP) $(if $(filter $(DEMO),$(SERVED)),$(DEMO)/config.json) ## start a cluster on this machine [CHECKPOINT=folder] [CONFIG=file]
 	@echo "serving $(if $(SERVED),$(SERVED),the checkpoint named in $(CONFIG))$(if $(filter $(DEMO),$(SERVED)), (random weights: the text means nothing))"
-	@$(BIN)/step35 serve $(if $(CONFIG),--config $(CONFIG)) $(SERVED)
+	@$(if $(filter $(NANO),$(SERVED)),STEP35__MODEL_NAME=step-nano) $(BIN)/step35 serve $(if $(CONFIG),--config $(CONFIG)) $(SERVED)
 
 test: $(STAMP) ## run every test that this machine can run
 	@$(PYTEST) -m "not gpu"

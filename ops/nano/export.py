@@ -6,44 +6,35 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from actors.model.config import ModelConfig, parse_model_config
-from actors.weights.check import CONFIG_NAME, check_checkpoint
+from actors.weights.check import CONFIG_NAME, MAX_CONFIG_BYTES, check_checkpoint
 from actors.weights.index import INDEX_NAME
+from actors.weights.json_object import read_object
 from actors.weights.plan import expected_tensors
 from actors.weights.quantization import quantize_blocks
 from actors.weights.tensors import TensorKind
-from ops.nano.model import Fields, nano_fields
+from ops.nano.checkpoint_files import write_json, write_shards
+from ops.nano.config import FP8_QUANTIZATION, Fields, nano_fields
 from ops.nano.run import finished_tensors, finished_tokenizer, model_overrides
 from ops.nano.tokenizer import end_token_ids, write_tokenizer_files
 
 MAX_SHARD_BYTES = 10_000_000  # several small files, as a large checkpoint has
-FP8_FIELDS: Fields = {
-    "quantization_config": {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [128, 128],
-    }
-}
+FP8_FIELDS: Fields = {"quantization_config": FP8_QUANTIZATION}
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
 def export(folder: Path, fields: Fields, tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:
     """Write a complete checkpoint. tensors: by name, float32; `quantization_config` among the fields makes the routed
-    experts fp8. Raises FileExistsError for a folder that holds something else."""
-    if folder.exists() and any(path.suffix not in _OURS for path in folder.iterdir()):
-        raise FileExistsError(f"{folder} holds files that are not of a checkpoint; choose another folder")
+    experts fp8. Raises FileExistsError for a folder that holds anything but an older export of this model."""
     folder.mkdir(parents=True, exist_ok=True)
+    _check_is_ours(folder, fields)
     for path in [folder / INDEX_NAME, *folder.glob("*.safetensors")]:
         path.unlink(missing_ok=True)
     fields = fields | {"eos_token_id": end_token_ids(tokenizer)}
@@ -57,6 +48,22 @@ def export(folder: Path, fields: Fields, tensors: Mapping[str, Tensor], tokenize
 
 
 _OURS = {".json", ".safetensors", ".md"}
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+def _check_is_ours(folder: Path, fields: Fields) -> None:
+    """Raises FileExistsError unless the folder is empty or holds an older export of a model of the same size."""
+    suffixes = {path.suffix for path in folder.iterdir()}
+    if suffixes - _OURS:
+        raise FileExistsError(f"{folder} holds files that are not of a checkpoint; choose another folder")
+    if ".safetensors" not in suffixes:
+        return
+    try:
+        older = read_object(folder / CONFIG_NAME, MAX_CONFIG_BYTES)
+    except (OSError, ValueError):
+        older = {}
+    if any(older.get(name) != fields[name] for name in _SIZES):
+        raise FileExistsError(f"{folder} holds the weights of another model; choose another folder")
 
 
 def stored_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,41 +85,6 @@ def quantize_stack(weights: Tensor, block_size: tuple[int, int]) -> tuple[Tensor
     pairs = [quantize_blocks(weight, block_size) for weight in weights]
     quantized, scales = zip(*pairs, strict=True)
     return torch.stack(quantized), torch.stack(scales)
-
-
-def write_shards(
-    folder: Path, num_bytes: Mapping[str, int], tensor_of: Callable[[str], Tensor], max_shard_bytes: int
-) -> None:
-    """Write the tensors in order, one file after the other, and the index last: it marks the checkpoint as complete.
-
-    num_bytes: size of each tensor by name; a file is larger than `max_shard_bytes` only when a single tensor is.
-    """
-    shards = list(_shards(num_bytes, max_shard_bytes))
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: tensor_of(name) for name in names}, folder / file_name, metadata={"format": "pt"})
-        (folder / file_name).chmod(0o644)  # safetensors lets nobody but the owner read; a server is often another user
-        weight_map.update(dict.fromkeys(names, file_name))
-    index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
-    write_json(folder / INDEX_NAME, index)
-
-
-def _shards(num_bytes: Mapping[str, int], max_shard_bytes: int) -> Iterator[list[str]]:
-    names: list[str] = []
-    shard_bytes = 0
-    for name, size in num_bytes.items():
-        if names and shard_bytes + size > max_shard_bytes:
-            yield names
-            names, shard_bytes = [], 0
-        names.append(name)
-        shard_bytes += size
-    yield names
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readable, with a line end at the end."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,10 +1,9 @@
-"""The nano model: its configuration, and its parameters by the names of the checkpoint."""
+"""The parameters of the nano model by the names of the checkpoint, and how they begin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,92 +29,7 @@ from actors.weights.tensors import (
     shared_expert_group,
 )
 
-Fields = dict[str, Any]
 Tensors = Mapping[str, Tensor]
-
-NUM_LAYERS, NUM_DENSE, NUM_MTP = 9, 3, 3
-FULL_HEADS, SLIDING_HEADS, KV_GROUPS, HEAD_DIM = 8, 12, 2, 32
-
-
-def nano_fields(**overrides: object) -> Fields:
-    """config.json of the nano model. As in the published model the last layer attends to everything, the first three
-    are dense, and the last two are clamped. Any field can be replaced."""
-    total = NUM_LAYERS + NUM_MTP
-    is_full = [layer_id % 4 == 0 and layer_id < NUM_LAYERS for layer_id in range(total)]
-    clamped = (NUM_LAYERS - 2, NUM_LAYERS - 1)
-    fields: Fields = {
-        "architectures": ["Step3p5ForCausalLM"],
-        "model_type": "step3p5",
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "hidden_size": 224,
-        "intermediate_size": 448,
-        "vocab_size": 1536,
-        "num_hidden_layers": NUM_LAYERS,
-        "num_nextn_predict_layers": NUM_MTP,
-        "max_seq_len": 4096,
-        "max_position_embeddings": 4096,
-        "num_attention_heads": FULL_HEADS,
-        "num_attention_groups": KV_GROUPS,
-        "head_dim": HEAD_DIM,
-        "att_impl_type": "GQA",
-        "attention_other_setting": {
-            "attention_type": "sliding_attention",
-            "num_attention_heads": SLIDING_HEADS,
-            "num_attention_groups": KV_GROUPS,
-            "head_dim": HEAD_DIM,
-            "true_head_dim": HEAD_DIM,
-        },
-        "layer_types": ["full_attention" if full else "sliding_attention" for full in is_full],
-        "sliding_window": 64,
-        "rope_theta": [100_000.0 if full else 10_000.0 for full in is_full],
-        "partial_rotary_factors": [0.5 if full else 1.0 for full in is_full],
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 2.0,
-            "original_max_position_embeddings": 2048,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 32.0,
-        },
-        "yarn_only_types": ["full_attention"],
-        "use_rope_layers": [],
-        "use_qk_norm": True,
-        "zero_centered": True,
-        "use_head_wise_attn_gate": True,
-        "sink": False,
-        "tie_word_embeddings": False,
-        "use_moe": True,
-        "moe_layers_enum": ",".join(str(layer_id) for layer_id in range(NUM_DENSE, NUM_LAYERS)),
-        "moe_num_experts": 64,
-        "moe_top_k": 8,
-        "moe_intermediate_size": 32,
-        "share_expert_dim": 64,
-        "moe_every_n_layer": 1,
-        "moe_layer_offset": 0,
-        "moe_router_activation": "sigmoid",
-        "moe_router_scaling_factor": 3.0,
-        "norm_expert_weight": True,
-        "use_moe_router_bias": True,
-        "need_fp32_gate": True,
-        "swiglu_limits": [7.0 if layer_id in clamped else 0.0 for layer_id in range(total)],
-        "swiglu_limits_shared": [16.0 if layer_id == NUM_LAYERS - 1 else 0.0 for layer_id in range(total)],
-    }
-    return fields | overrides
-
-
-def smoke_fields() -> Fields:
-    """What differs in a model that trains in seconds, with every part of the nano model in it."""
-    return {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "vocab_size": 512,
-        "max_seq_len": 256,
-        "max_position_embeddings": 256,
-        "moe_num_experts": 16,
-        "moe_top_k": 4,
-        "moe_intermediate_size": 16,
-        "share_expert_dim": 16,
-    }
 
 
 def initial_tensors(config: ModelConfig, generator: torch.Generator) -> dict[str, Tensor]:

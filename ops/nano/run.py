@@ -43,7 +43,7 @@ class Run:
         text = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
         if path.exists() and path.read_text() != text:
             raise ValueError(f"{folder} holds a run with another recipe; choose another folder or remove it")
-        path.write_text(text)
+        self._replace(path, text.encode())
 
     def tokenizer(self, learn: Callable[[], Tokenizer]) -> Tokenizer:
         """The run's tokenizer, learnt the first time."""

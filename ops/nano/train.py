@@ -25,12 +25,13 @@ from rich.text import Text
 from torch import Tensor
 
 from actors.model.config import ModelConfig, parse_model_config
+from ops.nano.config import Fields, nano_fields, smoke_fields
 from ops.nano.data.corpus import learn_tokenizer
 from ops.nano.data.library import load_library
 from ops.nano.data.mixture import Mixture
 from ops.nano.data.rendering import Renderer
 from ops.nano.gradients import GradientPool, Work, shared, trained_names
-from ops.nano.model import Fields, initial_tensors, nano_fields, router_biases, smoke_fields, start_drafts
+from ops.nano.model import initial_tensors, router_biases, start_drafts
 from ops.nano.optimizer import optimizers
 from ops.nano.recipe import DRAFTS, TRUNK, Recipe
 from ops.nano.run import Run, TrainingState

@@ -10,12 +10,11 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from actors.model.config import ModelConfig, parse_model_config
@@ -24,13 +23,14 @@ from actors.weights.index import INDEX_NAME
 from actors.weights.plan import expected_tensors
 from actors.weights.quantization import quantize_blocks
 from actors.weights.tensors import ExpertLayout, TensorKind
+from ops.nano.checkpoint_files import write_json, write_shards
 from tests.fakes.configs import FP8_QUANTIZATION, demo_config, real_config, tiny_config
 from tests.fakes.tokenizer import MIN_VOCAB_SIZE, eos_token_ids, write_tokenizer
 
 __all__ = ["FP8_QUANTIZATION", "demo_config", "real_config", "tiny_config", "write_checkpoint"]
 
 MARKER_NAME = "random_checkpoint.json"  # says that the folder is ours to overwrite, and what it was made from
-RECIPE_VERSION = 1  # raised whenever the same arguments give other bytes
+RECIPE_VERSION = 2  # raised whenever the same arguments give other bytes
 NORM_STD, ROUTER_BIAS_STD = 0.1, 0.05
 SIZES = {"demo": demo_config, "tiny": tiny_config}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -57,14 +57,14 @@ def write_checkpoint(
         return folder
     config = parse_model_config(fields)
     _take_over(folder, recipe)
-    _write_json(folder / CONFIG_NAME, fields)
+    write_json(folder / CONFIG_NAME, fields)
     generation = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
-    _write_json(folder / "generation_config.json", {**generation, "transformers_version": "4.57.1"})
+    write_json(folder / "generation_config.json", {**generation, "transformers_version": "4.57.1"})
     if fields["vocab_size"] >= MIN_VOCAB_SIZE:
         write_tokenizer(folder, fields["vocab_size"], fields["max_position_embeddings"])
     weights = RandomWeights(config, ExpertLayout(layout), seed, dtype)
-    # Last, because it marks the checkpoint as complete.
-    _write_json(folder / INDEX_NAME, _write_shards(folder, weights, max_shard_bytes))
+    num_bytes = {name: weights.num_bytes(name) for name in weights.specs}
+    write_shards(folder, num_bytes, weights.tensor, max_shard_bytes)
     return folder
 
 
@@ -140,31 +140,6 @@ def _complete_fields(config_fields: Mapping[str, Any], dtype: torch.dtype) -> di
     return fields | {"eos_token_id": eos_token_ids(fields["vocab_size"]) if has_tokenizer else [1, 2]}
 
 
-def _write_shards(folder: Path, weights: RandomWeights, max_shard_bytes: int) -> dict[str, Any]:
-    """Write the shards one after the other; returns the content of the index file."""
-    shards = list(_shards(weights, max_shard_bytes))
-    file_names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for file_name, names in zip(file_names, shards, strict=True):
-        save_file({name: weights.tensor(name) for name in names}, folder / file_name, metadata={"format": "pt"})
-        (folder / file_name).chmod(0o644)  # safetensors lets nobody but the owner read; a server is often another user
-    weight_map = {name: file_name for file_name, names in zip(file_names, shards, strict=True) for name in names}
-    total_size = sum(weights.num_bytes(name) for name in weights.specs)
-    return {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-
-
-def _shards(weights: RandomWeights, max_shard_bytes: int) -> Iterator[list[str]]:
-    """Names in order, cut so that a shard exceeds the limit only when a single tensor does."""
-    names: list[str] = []
-    shard_bytes = 0
-    for name in weights.specs:
-        if names and shard_bytes + weights.num_bytes(name) > max_shard_bytes:
-            yield names
-            names, shard_bytes = [], 0
-        names.append(name)
-        shard_bytes += weights.num_bytes(name)
-    yield names
-
-
 def _take_over(folder: Path, recipe: str) -> None:
     """Mark the folder as ours and remove an older random checkpoint, whose leftovers would contradict the new index."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,10 +148,6 @@ def _take_over(folder: Path, recipe: str) -> None:
     (folder / MARKER_NAME).write_text(recipe)
     for path in [folder / INDEX_NAME, *folder.glob("model-*.safetensors")]:
         path.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from ops.nano.evaluation.transformers_oracle import TransformersOracle
 from tests.fakes.checkpoint import write_checkpoint
 from tests.fakes.configs import tiny_config
 from tests.fakes.one_sequence import OneSequence
-from tests.fakes.transformers_oracle import TransformersOracle
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -21,10 +21,11 @@ class TransformersOracle:
     def __init__(self, fields: Mapping[str, Any], folder: Path) -> None:
         tensors = _read(folder)
         kept = {name: value for name, value in fields.items() if name not in _NOT_FOR_THE_TEXT_MODEL}
-        config = Step3p7TextConfig(**kept, attn_implementation="eager")
-        self._model = Step3p7TextModel(config).to(torch.float32).eval()
+        config: Any = Step3p7TextConfig  # its arguments and `to` have no types that hold
+        model: Any = Step3p7TextModel(config(**kept, attn_implementation="eager"))
+        self._model = model.to(torch.float32).eval()
         self._head = tensors["lm_head.weight"].to(torch.float32)
-        state = _renamed(tensors, config.num_hidden_layers)
+        state = _renamed(tensors, fields["num_hidden_layers"])
         missing, unexpected = self._model.load_state_dict(state, strict=False)
         assert not missing, missing
         assert not unexpected, unexpected
@@ -33,7 +34,8 @@ class TransformersOracle:
     def logits(self, token_ids: list[int]) -> Tensor:
         """float32 [T, V]."""
         hidden = self._model(input_ids=torch.tensor([token_ids]), use_cache=False).last_hidden_state[0]
-        return hidden @ self._head.T
+        logits: Tensor = hidden @ self._head.T
+        return logits
 
 
 def _read(folder: Path) -> dict[str, Tensor]:

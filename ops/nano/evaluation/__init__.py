@@ -1,0 +1,1 @@
+"""How good the nano model is, measured on held-out data."""
