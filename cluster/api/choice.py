@@ -87,7 +87,8 @@ class Choice:
     """State of one choice. Counts what usage reports.
 
     Stop strings are looked for in the content alone: reasoning and calls are not part of the text that OpenAI's `stop`
-    speaks of.
+    speaks of. Whitespace between content and a call is no content unless text follows the call, and a stop string in it
+    counts only then.
     """
 
     def __init__(self, plan: ChoicePlan, tokenizer: Tokenizer) -> None:
@@ -97,7 +98,9 @@ class Choice:
         self.num_cached_tokens = 0
         self.is_finished = False
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=plan.skip_special_tokens)
-        self._splitter = ReasoningSplitter(tokenizer, starts_in_reasoning=plan.starts_in_reasoning)
+        self._splitter = ReasoningSplitter(
+            tokenizer, starts_in_reasoning=plan.starts_in_reasoning, has_tools=plan.tools is not None
+        )
         self._calls = None if plan.tools is None else ToolCallParser(plan.tools)
         self._matcher = StopMatcher(plan.stop_strings)
         self._is_cut = False
@@ -158,7 +161,10 @@ class Choice:
         news.content += "" if self._matcher.is_matched else self._matcher.flush()
 
     def _take(self, events: list[Event], news: _News) -> None:
-        """Nothing counts behind a stop string. Tokens of calls have no scores: those are for the content."""
+        """Nothing counts behind a stop string.
+
+        Tokens of calls, and of whitespace beside them, have no scores: those are for the content.
+        """
         for event in events:
             if self._matcher.is_matched:
                 return
@@ -190,8 +196,7 @@ class Choice:
     def _finish_reason(self, event: TokenEvent) -> str | None:
         """OpenAI's word; a text that stops after whole calls has one of its own."""
         reason = FinishReason.STOP if self._matcher.is_matched else event.finish_reason
-        has_called = self._calls is not None and self._calls.num_calls > 0 and not self._calls.has_open_call
-        if reason is FinishReason.STOP and has_called:
+        if reason is FinishReason.STOP and self._calls is not None and self._calls.has_called:
             return "tool_calls"
         return None if reason is None else reason.value
 

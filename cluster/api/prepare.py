@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from actors.messages import MAX_SEED, MAX_STOP_TOKEN_IDS, GenerateRequest, SamplingSpec, check_sampling
 from cluster.api.choice import ChoicePlan
+from cluster.api.messages import plain_messages
 from cluster.api.schema import ChatBody, CompletionBody, SamplingBody
 from cluster.api.served_model import ServedModel
 from cluster.api.settings import ApiLimits
 from cluster.api.template import ChatTemplate
-from cluster.api.tools import Toolset, check_tools, results_in_call_order
+from cluster.api.tools import Toolset, check_tools
 from cluster.errors import ContextLengthExceeded, InvalidRequest
 
 
@@ -19,7 +20,7 @@ def plan_chat(body: ChatBody, model: ServedModel, limits: ApiLimits, request_id:
     if model.chat_template is None:
         raise InvalidRequest("This model has no chat template; use /v1/completions.", "messages")
     _check_tools(body, model.chat_template)
-    messages = results_in_call_order([message.as_plain() for message in body.messages])
+    messages = plain_messages(body.messages)
     tools = [tool.as_plain() for tool in body.offered_tools]
     prompt = model.chat_template.encode(messages, tools, **(body.chat_template_kwargs or {}))
     return _plans(body, [prompt], model, limits, request_id)
@@ -71,6 +72,7 @@ def _plans(
 ) -> list[ChoicePlan]:
     num_choices = body.n or 1
     _check_num_sequences(body, len(prompts), limits)
+    tools = _toolset(body) if isinstance(body, ChatBody) else None
     plans = []
     for prompt_idx, token_ids in enumerate(prompts):
         prompt_ids = tuple(token_ids)
@@ -93,7 +95,7 @@ def _plans(
                     stop_strings=body.stop_strings,
                     starts_in_reasoning=isinstance(body, ChatBody) and model.starts_in_reasoning(prompt_ids),
                     skip_special_tokens=body.skip_special_tokens is not False,
-                    tools=_toolset(body) if isinstance(body, ChatBody) else None,
+                    tools=tools,
                 )
             )
     return plans

@@ -23,9 +23,12 @@ class Split(NamedTuple):
 class ReasoningSplitter:
     """State of one completion. `in_reasoning` tells where the next token belongs."""
 
-    def __init__(self, tokenizer: Tokenizer, *, starts_in_reasoning: bool) -> None:
-        """A completion that does not start in reasoning is content from end to end."""
-        marks = (OPEN, CLOSE, TOOL_CALL) if starts_in_reasoning else ()
+    def __init__(self, tokenizer: Tokenizer, *, starts_in_reasoning: bool, has_tools: bool = False) -> None:
+        """A completion that does not start in reasoning is content from end to end.
+
+        has_tools: a call ends reasoning; where no tool was offered, its mark is text.
+        """
+        marks = ((OPEN, CLOSE, TOOL_CALL) if has_tools else (OPEN, CLOSE)) if starts_in_reasoning else ()
         self._mark_by_id = {tokenizer.control_id(mark): mark for mark in marks}
         self._held_whitespace = ""
         self._drops_newline = False

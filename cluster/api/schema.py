@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 
 from actors.messages import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_SEED, MAX_STOP_TOKEN_IDS
+from cluster.api.messages import ChatMessage, FunctionCall, RefusalPart, TextPart, ToolCall
 from cluster.api.tools import MAX_TOOLS, FunctionSpec, Tool
 from cluster.errors import InvalidRequest
 
@@ -122,69 +123,6 @@ class SamplingBody(BaseModel, ABC):
         return self.max_tokens
 
 
-class TextPart(BaseModel):
-    """A part of a content list. Only text is served."""
-
-    model_config = _BODY_CONFIG
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(BaseModel):
-    """A call the assistant made earlier. `arguments` is the JSON text of an object."""
-
-    model_config = _BODY_CONFIG
-
-    name: str = Field(min_length=1, max_length=256)
-    arguments: str | dict[str, Any]
-
-
-class ToolCall(BaseModel):
-    """One entry of an assistant message's tool_calls."""
-
-    model_config = _BODY_CONFIG
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class ChatMessage(BaseModel):
-    """One turn of the conversation. `reasoning` is the newer name of `reasoning_content`."""
-
-    model_config = _BODY_CONFIG
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = Field(None, max_length=256)
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = Field(None, max_length=256)
-
-    def as_plain(self) -> dict[str, Any]:
-        """The message as chat templates expect it: text content, argument objects, no absent fields.
-
-        Raises InvalidRequest where a call's arguments are not a JSON object.
-        """
-        reasoning = self.reasoning_content if self.reasoning_content is not None else self.reasoning
-        fields: dict[str, Any] = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": self._text(),
-            "name": self.name,
-            "reasoning_content": reasoning,
-            "tool_calls": [_plain_call(call) for call in self.tool_calls or ()] or None,
-            "tool_call_id": self.tool_call_id,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
-
-    def _text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions.
 
@@ -287,19 +225,6 @@ def _refuse_chat_contradictions(body: ChatBody) -> None:
         raise InvalidRequest('tool_choice must be "auto" or "none".', "tool_choice")
 
 
-def _plain_call(call: ToolCall) -> dict[str, Any]:
-    arguments: Any = call.function.arguments
-    if isinstance(arguments, str):
-        try:
-            # Not the json module: this parser bounds depth and refuses text that is no Unicode.
-            arguments = from_json(arguments or "{}")
-        except ValueError:
-            arguments = None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest("The arguments of a tool call must be a JSON object.", "messages")
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-
-
 def _as_invalid_request(detail: ErrorDetails) -> InvalidRequest:
     """pydantic's own sentences name rules and bounds of ours, never what the client sent."""
     path, is_union = _field_path(detail["loc"])
@@ -338,6 +263,7 @@ _FIELD_NAMES = frozenset(
         Tool,
         FunctionSpec,
         TextPart,
+        RefusalPart,
         StreamOptions,
     )
     for name in kind.model_fields

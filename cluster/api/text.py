@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
+
+from cluster.api.control import ControlText
 
 
 class Tokenizer:
@@ -42,9 +43,7 @@ class Tokenizer:
         self.max_token_bytes = max(map(len, self._bytes))
         self.special_ids = frozenset(int(entry["id"]) for entry in added.values() if entry.get("special"))
         self.control_ids = frozenset(self._control_ids.values())
-        # Longest first: of two added tokens that start alike, the longer one wins, as in the original tokenizer.
-        by_length = sorted(self._control_ids, key=len, reverse=True)
-        self.control_pattern = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
+        self.control_text = ControlText(self._control_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +79,7 @@ class Tokenizer:
         """Cut a text at its added tokens: their ids, and the text between them."""
         pieces: list[str | int] = []
         end = 0
-        for match in self.control_pattern.finditer(text):
+        for match in self.control_text.find(text):
             pieces += [text[end : match.start()], self._control_ids[match[0]]]
             end = match.end()
         return [piece for piece in [*pieces, text[end:]] if piece != ""]

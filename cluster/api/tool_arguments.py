@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cluster.api.tool_values import STRING, value_json
+from cluster.api.tool_schema import STRING
+from cluster.api.tool_values import value_json
 from cluster.api.tools import Toolset
 
 
@@ -34,12 +35,17 @@ class ArgumentsWriter:
         self._is_open = False
         self._is_repeated = False
         self._is_at_start = False
-        self._holds_newline = False
+        self._line_end = ""  # the value's last newline as far as it came, which may belong to the markup
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anybody hears of the call."""
+        return self._index is not None
 
     def begin(self, key: str) -> None:
         """A value begins. What is sent cannot be taken back, so of a key that comes twice the first value counts."""
         self._is_open = self._is_at_start = True
-        self._holds_newline = False
+        self._line_end = ""
         self._is_repeated = key in self._keys
         if self._is_repeated:
             return
@@ -51,38 +57,47 @@ class ArgumentsWriter:
             self._written.append('"')
 
     def add(self, text: str) -> None:
-        """Text of the value, whose first and last newline belong to the markup."""
+        """Text of the value, whose first and last newline belong to the markup. A newline is \\n or \\r\\n."""
+        whole = self._line_end + text
         if self._is_at_start:
-            self._is_at_start = False
-            text = text.removeprefix("\n")
-        if not text:
-            return
-        whole = "\n" + text if self._holds_newline else text
-        self._holds_newline = whole.endswith("\n")
-        kept = whole[:-1] if self._holds_newline else whole
-        if self._is_repeated:
-            return
-        if self._value is None:
-            self._written.append(_string_json(kept)[1:-1])
-        else:
-            self._value.append(kept)
+            self._is_at_start = whole in ("", "\r")
+            whole = whole if self._is_at_start else whole.removeprefix("\r\n" if whole.startswith("\r\n") else "\n")
+        self._line_end = next((end for end in ("\r\n", "\n", "\r") if whole.endswith(end)), "")
+        self._write_value(whole.removesuffix(self._line_end))
 
     def end(self) -> None:
         """The value is whole. Nothing happens between values."""
-        if self._is_open and not self._is_repeated:
-            self._written.append('"' if self._value is None else value_json("".join(self._value), self._types))
+        if not self._is_open:
+            return
         self._is_open = False
+        if not self._line_end.endswith("\n"):
+            self._write_value(self._line_end)
+        if not self._is_repeated:
+            self._written.append('"' if self._value is None else value_json("".join(self._value), self._types))
 
     def close(self) -> None:
         """The call is complete."""
         self.end()
         self._written.append("}" if self._keys else "{}")
 
+    def cut(self) -> None:
+        """The call ends before it is complete. No arguments at all would read as a call without any."""
+        if not self._keys:
+            self._written.append("{")
+
     def take(self) -> CallPiece | None:
         """What was written since the last time; None for nothing, or for a call that nobody hears of."""
         written = "".join(self._written)
         self._written.clear()
         return CallPiece(self._index, written) if written and self._index is not None else None
+
+    def _write_value(self, text: str) -> None:
+        if self._is_repeated or not text:
+            return
+        if self._value is None:
+            self._written.append(_string_json(text)[1:-1])
+        else:
+            self._value.append(text)
 
 
 def _string_json(text: str) -> str:

@@ -10,8 +10,10 @@
 
 The rules are those of the model's published parser; where it loses text, this one does not. A tag of a call may be
 missing: `<tool_call>` and `</tool_call>` always, `</parameter>` before the next parameter or the call's end, and
-`</function>` before `</tool_call>` or the next call. Markup that turns out to be no call is content again, and so is
-text that goes on after a call. Whitespace around calls is dropped, but for what parts the texts before and after them.
+`</function>` before `</tool_call>` or the next call. Within a value `</tool_call>` is text, unless the end or a
+`<tool_call>` follows it. A key ends with its line at the latest. Markup that turns out to be no call is content again,
+and so is text that goes on after a call. Whitespace around calls is dropped, but for what parts the texts before and
+after them: the whitespace before the calls, or where there is none, what stands behind the first that has some.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ from cluster.api.tools import Toolset
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION_OPEN, FUNCTION_CLOSE = "<function=", "</function>"
 PARAMETER_OPEN, PARAMETER_CLOSE = "<parameter=", "</parameter>"
-NAME_END = ">"
+NAME_END, LINE_END = ">", "\n"
 
 # Longer than any name of a tool: bounds what is held back for text that only begins like a call.
 MAX_NAME_CHARS = 256
+# Between two tags of which neither means anything alone.
+MAX_SPACE_CHARS = 256
 
 Event: TypeAlias = str | CallPiece  # a string is content
 
@@ -43,6 +47,7 @@ class _State(Enum):
     ARGUMENTS = auto()  # within the function, between parameters
     KEY = auto()
     VALUE = auto()
+    CLOSING = auto()  # behind </tool_call> within a value, as long as only whitespace follows
     AFTER = auto()  # behind </function>, and behind </tool_call> as long as only whitespace follows
 
 
@@ -52,8 +57,9 @@ _TAGS: Mapping[_State, tuple[str, ...]] = {
     _State.OPENED: (CALL_OPEN, FUNCTION_OPEN),
     _State.NAME: (NAME_END, FUNCTION_CLOSE, CALL_OPEN, FUNCTION_OPEN),
     _State.ARGUMENTS: (PARAMETER_OPEN, FUNCTION_CLOSE, CALL_CLOSE, CALL_OPEN, FUNCTION_OPEN),
-    _State.KEY: (NAME_END,),
-    _State.VALUE: (PARAMETER_CLOSE, PARAMETER_OPEN, FUNCTION_CLOSE),
+    _State.KEY: (NAME_END, LINE_END),
+    _State.VALUE: (PARAMETER_CLOSE, PARAMETER_OPEN, FUNCTION_CLOSE, CALL_CLOSE),
+    _State.CLOSING: (PARAMETER_CLOSE, PARAMETER_OPEN, FUNCTION_CLOSE, CALL_CLOSE, CALL_OPEN),
     _State.AFTER: (CALL_CLOSE, CALL_OPEN, FUNCTION_OPEN),
 }
 _PATTERNS = {state: re.compile("|".join(map(re.escape, tags))) for state, tags in _TAGS.items()}
@@ -77,7 +83,9 @@ class ToolCallParser:
         self._tag_begin = ""  # the text's end, where it may begin a tag
         self._held: list[str] = []  # what may belong to a call, or is whitespace that a call may follow
         self._num_held_chars = 0
-        self._gap: str | None = None  # whitespace between the last content and a call; None before any content
+        self._max_held_chars = 0  # with the whitespace that may follow a tag
+        self._gap: str | None = None  # whitespace between the last content and the next; None before any content
+        self._space: list[str] = []  # whitespace behind a call
         self._name = ""
         self._key: list[str] = []
         self._arguments: ArgumentsWriter | None = None
@@ -86,13 +94,19 @@ class ToolCallParser:
 
     @property
     def in_call(self) -> bool:
-        """Whether the last text belonged to a call, not to content."""
-        return self._state not in _UNDECIDED
+        """Whether all of the last text belonged to a call, none of it to content."""
+        return self._state not in _UNDECIDED and not self._tag_begin
 
     @property
     def has_open_call(self) -> bool:
         """Whether a call's arguments are not complete."""
         return self._arguments is not None
+
+    @property
+    def has_called(self) -> bool:
+        """Whether a call was told, and each that was is complete."""
+        is_open = self._arguments is not None and self._arguments.is_told
+        return self.num_calls > 0 and not is_open
 
     @property
     def num_held_chars(self) -> int:
@@ -117,6 +131,8 @@ class ToolCallParser:
             self._emit(self._take_held())
         elif self.has_open_call and is_complete:
             self._end_call()
+        elif self.has_open_call:
+            self._open_call.cut()
         return self._take_events()
 
     def _scan(self, text: str) -> None:
@@ -139,9 +155,9 @@ class ToolCallParser:
     def _on_text(self, text: str) -> None:
         if self._state is _State.CONTENT:
             self._on_content(text)
-        elif self._state is _State.OPENED:
+        elif self._state in (_State.OPENED, _State.CLOSING):
             self._hold(text)
-            if not text.isspace():
+            if not text.isspace() or self._num_held_chars > self._max_held_chars:
                 self._give_back()
         elif self._state is _State.NAME:
             self._hold(text)
@@ -152,31 +168,48 @@ class ToolCallParser:
             self._key.append(text)
         elif self._state is _State.VALUE:
             self._open_call.add(text)
-        elif self._state is _State.AFTER and not text.isspace():
+        elif self._state is _State.AFTER:
+            self._on_text_after(text)
+
+    def _on_text_after(self, text: str) -> None:
+        content = text.lstrip()
+        self._space.append(text[: len(text) - len(content)])
+        if content:
+            self._widen_gap()
             self._state = _State.CONTENT
-            self._on_content(text.lstrip())
+            self._on_content(content)
 
     def _on_tag(self, tag: str) -> None:
+        if self._state is _State.CLOSING and tag != CALL_OPEN:
+            self._give_back()
         if tag in (CALL_OPEN, FUNCTION_OPEN):
             self._on_opening(tag)
         elif self._state is _State.NAME:
             self._on_name_end(tag)
-        elif tag == NAME_END:
-            self._begin_value()
+        elif self._state is _State.KEY:
+            self._on_key_end(tag)
         elif tag == PARAMETER_OPEN:
             self._end_value()
             self._state = _State.KEY
         elif tag == PARAMETER_CLOSE:
             self._end_value()
-        elif self._state is not _State.AFTER:  # where a closing tag has nothing to close any more
+        elif self._state is _State.VALUE and tag == CALL_CLOSE:
+            self._hold_tag(tag)
+            self._state = _State.CLOSING
+        elif self._state is _State.AFTER:  # where a closing tag has nothing to close any more
+            self._space.clear()
+        else:
             self._end_call()
 
     def _on_opening(self, tag: str) -> None:
-        if self._state is _State.ARGUMENTS:
+        if self._state in (_State.ARGUMENTS, _State.CLOSING):
+            self._take_held()
             self._end_call()
+        elif self._state is _State.AFTER:
+            self._widen_gap()
         elif self._state is _State.NAME or (self._state is _State.OPENED and tag == CALL_OPEN):
             self._give_back()
-        self._hold(tag)
+        self._hold_tag(tag)
         self._name = ""
         self._state = _State.OPENED if tag == CALL_OPEN else _State.NAME
 
@@ -221,10 +254,15 @@ class ToolCallParser:
         self._arguments = None
         self._state = _State.AFTER
 
-    def _begin_value(self) -> None:
-        self._open_call.begin("".join(self._key).strip())
+    def _on_key_end(self, tag: str) -> None:
+        key = "".join(self._key).strip()
+        if tag == LINE_END and not key:
+            return  # before the key
         self._key.clear()
+        self._open_call.begin(key)
         self._state = _State.VALUE
+        if tag == LINE_END:
+            self._open_call.add(tag)
 
     def _end_value(self) -> None:
         self._open_call.end()
@@ -235,6 +273,10 @@ class ToolCallParser:
             self._held.append(text)
             self._num_held_chars += len(text)
 
+    def _hold_tag(self, tag: str) -> None:
+        self._hold(tag)
+        self._max_held_chars = self._num_held_chars + MAX_SPACE_CHARS
+
     def _take_held(self) -> str:
         held = "".join(self._held)
         self._held.clear()
@@ -242,9 +284,14 @@ class ToolCallParser:
         return held
 
     def _give_back(self) -> None:
-        """What looked like a call is content."""
-        self._state = _State.CONTENT
-        self._on_content(self._take_held())
+        """What looked like a call is content, and what looked like its end is part of a value."""
+        self._state = _State.VALUE if self._state is _State.CLOSING else _State.CONTENT
+        self._on_text(self._take_held())
+
+    def _widen_gap(self) -> None:
+        """Content whose parts are apart only behind a call stays apart."""
+        self._gap = self._gap or ("".join(self._space) if self._gap is not None else None)
+        self._space.clear()
 
     def _emit(self, content: str) -> None:
         if content:

@@ -1,141 +1,99 @@
-"""What the text of a call's parameter means: the types that the tool's schema allows it, and the JSON of its value.
-
-Schemas are read for types alone. No pattern in them is ever compiled, and no value is checked against them.
-"""
+"""What the text of a call's parameter means: the JSON of a value by the types that its schema allows."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
+from decimal import Decimal
 
 from pydantic_core import from_json
 
-STRING = frozenset({"string"})
-
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_TYPE_OF_ALIAS: Mapping[str, str] = {
-    **dict.fromkeys(("str", "text", "enum"), "string"),
-    **dict.fromkeys(("int", "int32", "int64", "uint", "uint32", "uint64", "long"), "integer"),
-    **dict.fromkeys(("float", "float32", "float64", "double"), "number"),
-    "bool": "boolean",
-    "dict": "object",
-    "list": "array",
+_JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+# What JSON's own words are. Where a string is allowed too, anything else is one: "02134" is no number, "None" a name.
+_EXACT = {
+    "null": re.compile("null"),
+    "integer": re.compile(r"-?(?:0|[1-9][0-9]*)"),
+    "number": _JSON_NUMBER,
+    "boolean": re.compile("true|false"),
 }
-_TYPE_OF_CLASS: Mapping[type, str] = {
-    type(None): "null",
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    str: "string",
-    list: "array",
-    dict: "object",
-}
-
-
-def parameter_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]:
-    """The types that a schema of parameters allows one of them: its own, its choices', and those behind references.
-
-    Each reference is followed once, so that the work is bounded by the schema's size however it refers to itself.
-    """
-    properties = schema.get("properties")
-    known = properties if isinstance(properties, Mapping) else {}
-    waiting: list[Any] = [known.get(parameter, schema.get("additionalProperties"))]
-    types: set[str] = set()
-    followed: set[str] = set()
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, Mapping):
-            continue
-        types.update(_own_types(node))
-        for choices in (node.get(word) for word in ("anyOf", "oneOf", "allOf")):
-            waiting += choices if isinstance(choices, list) else ()
-        reference = node.get("$ref")
-        if isinstance(reference, str) and reference not in followed:
-            followed.add(reference)
-            waiting.append(_behind(schema, reference))
-    return frozenset(types) or STRING
+# Python, and so many a client, reads no integer with more digits.
+_MAX_DIGITS = 4300
+_MAX_EXPONENT_CHARS = 4  # sign and three digits, as far as doubles go
 
 
 def value_json(text: str, types: frozenset[str]) -> str:
     """The JSON of a value that a model wrote as text. What fits none of the types stays a string.
 
-    The first type that fits wins, in the order of `_READERS`. Where a string is not allowed either, text that is JSON
-    is taken as what it says.
+    The first type that fits wins, in the order of `_READERS`. Where a string is not allowed, readers are lenient, and
+    text that is JSON of another type is taken as what it says. Where it is, only exact JSON is no string.
     """
-    readers = [read for name, read in _READERS if name in types]
-    for read in readers if "string" in types else [*readers, _from_json]:
+    is_string = "string" in types
+    readers = [read for name, read in _READERS if name in types and not (is_string and _is_inexact(name, text))]
+    for read in readers if is_string else [*readers, _any]:
         try:
-            return json.dumps(read(text.strip()), ensure_ascii=False, allow_nan=False)
+            return read(text.strip())
         except ValueError:
             continue
     return json.dumps(text, ensure_ascii=False)
 
 
-def _own_types(node: Mapping[str, Any]) -> Iterator[str]:
-    named = node.get("type")
-    for name in named if isinstance(named, list) else [named]:
-        if isinstance(name, str):
-            yield _TYPE_OF_ALIAS.get(name.lower(), name.lower())
-    listed = node.get("enum")
-    values = [*(listed if isinstance(listed, list) else ()), *([node["const"]] if "const" in node else ())]
-    yield from (_TYPE_OF_CLASS[type(value)] for value in values)
+def _is_inexact(name: str, text: str) -> bool:
+    return name in _EXACT and not _EXACT[name].fullmatch(text)
 
 
-def _behind(schema: Mapping[str, Any], reference: str) -> Any:
-    """What a reference into the same schema names; None for any other, and where there is nothing."""
-    node: Any = schema if reference.startswith("#/") else None
-    for part in reference.removeprefix("#/").split("/"):
-        node = node.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(node, Mapping) else None
-    return node
-
-
-def _null(text: str) -> None:
+def _null(text: str) -> str:
     # The template writes a null of an earlier call as Python does, so the model may do the same.
     if text.lower() != "null" and text != "None":
         raise ValueError("not null")
+    return "null"
 
 
-def _integer(text: str) -> int:
-    number = _number(text)
-    if number != int(number):
-        raise ValueError("not a whole number")
-    return int(number)
-
-
-def _number(text: str) -> int | float:
-    if not _NUMBER.fullmatch(text):
-        raise ValueError("not a number")
-    number = int(text) if text.lstrip("+-").isdigit() else float(text)
-    if number in (float("inf"), float("-inf")):
+def _integer(text: str) -> str:
+    """Not by way of a float, which keeps 15 digits."""
+    _number(text)
+    if len(text.lower().partition("e")[2]) > _MAX_EXPONENT_CHARS:
         raise ValueError("too large")
-    return number
+    number = Decimal(text)
+    if number != number.to_integral_value():
+        raise ValueError("not a whole number")
+    return str(int(number))
 
 
-def _boolean(text: str) -> bool:
-    values = {"true": True, "1": True, "false": False, "0": False}
+def _number(text: str) -> str:
+    """JSON's own form stays as it is, so that no digit is lost."""
+    if not _NUMBER.fullmatch(text) or len(text) > _MAX_DIGITS:
+        raise ValueError("not a number, or too long")
+    if math.isinf(float(text)):
+        raise ValueError("too large")
+    if _JSON_NUMBER.fullmatch(text):
+        return text
+    return str(int(text)) if text.lstrip("+-").isdigit() else json.dumps(float(text))
+
+
+def _boolean(text: str) -> str:
+    values = {"true": "true", "1": "true", "false": "false", "0": "false"}
     if text.lower() not in values:
         raise ValueError("neither true nor false")
     return values[text.lower()]
 
 
-def _json_of(kind: type) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = _from_json(text)
-        if not isinstance(value, kind):
-            raise ValueError("JSON of another type")  # noqa: TRY004  readers say with ValueError that a text does not fit
-        return value
+def _json_of(*kinds: type) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        # Not the json module: this parser bounds depth and refuses text that is no Unicode. Within a list, as deep as
+        # the value is within its arguments, so that a client can send those back.
+        values = from_json(f"[{text}]")
+        if len(values) != 1 or not isinstance(values[0], kinds):
+            raise ValueError("no JSON, or of another type")
+        return json.dumps(values[0], ensure_ascii=False, allow_nan=False)
 
     return read
 
 
-def _from_json(text: str) -> Any:
-    # Not the json module: this parser bounds depth and refuses text that is no Unicode.
-    return from_json(text)
-
-
-_READERS: tuple[tuple[str, Callable[[str], Any]], ...] = (
+_any = _json_of(object)
+_READERS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("null", _null),
     ("integer", _integer),
     ("number", _number),

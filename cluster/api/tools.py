@@ -9,12 +9,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.api.tool_values import parameter_types
+from cluster.api.tool_schema import STRING, ParameterTypes
 from cluster.errors import InvalidRequest
 
 MAX_TOOLS = 128
@@ -54,17 +53,22 @@ class Tool(BaseModel):
 
 @dataclass(frozen=True)
 class Toolset:
-    """What the parser of calls knows of the tools.
+    """What the parser of calls knows of the tools. The choices of a request share one: it remembers what it found out.
 
     schemas: JSON schema of each function's parameters. max_calls: calls beyond so many are dropped; None keeps all.
     """
 
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_calls: int | None = None
+    _types: dict[str, ParameterTypes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def types(self, function: str, parameter: str) -> frozenset[str]:
         """JSON schema's names of the types that a parameter may have; a string where the tools do not say."""
-        return parameter_types(self.schemas.get(function, {}), parameter)
+        if function not in self.schemas:
+            return STRING
+        if function not in self._types:
+            self._types[function] = ParameterTypes(self.schemas[function])
+        return self._types[function].of(parameter)
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
@@ -82,23 +86,6 @@ def check_tools(tools: Sequence[Tool]) -> None:
         _check_schema(tool.function.parameters or {}, f"{where}.function.parameters")
 
 
-def results_in_call_order(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages with each run of tool results in the order of the calls that they answer.
-
-    The template writes results without ids, so their order alone tells the model which is which. A run that does not
-    answer the calls just before it, by their ids, stays as it is.
-    """
-    ordered: list[Mapping[str, Any]] = []
-    for is_result, group in groupby(messages, key=lambda message: message["role"] == "tool"):
-        run = list(group)
-        if is_result and ordered:
-            ranks = {call["id"]: rank for rank, call in enumerate(ordered[-1].get("tool_calls", ()))}
-            if all(message.get("tool_call_id") in ranks for message in run):
-                run.sort(key=lambda message: ranks[message.get("tool_call_id")])
-        ordered += run
-    return ordered
-
-
 def _check_size(tool: Tool, where: str) -> None:
     try:
         num_chars = len(json.dumps(tool.as_plain(), ensure_ascii=False, allow_nan=False))
@@ -110,9 +97,11 @@ def _check_size(tool: Tool, where: str) -> None:
 
 def _check_schema(schema: Mapping[str, Any], where: str) -> None:
     """The outermost level alone: deeper ones are for the model to read."""
-    if schema.get("type", "object") != "object":
+    if schema.get("type") not in (None, "object"):
         raise InvalidRequest(f'{where}: the type of parameters must be "object".', where)
-    properties = schema.get("properties", {})
+    properties = schema.get("properties")
+    if properties is None:
+        return
     if not isinstance(properties, dict) or not all(isinstance(value, dict | bool) for value in properties.values()):
         raise InvalidRequest(f"{where}.properties must be an object of schemas.", where)
     if any(map(_UNWRITABLE.search, properties)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ BAD_FIELDS: list[tuple[dict[str, Any], str | None]] = [
     ({"model": None}, "model"),
 ]
 
+CALL_ARGUMENTS, MISPLACED = "messages[1].tool_calls[1].function.arguments", "messages[0].tool_calls"
+
+
+def with_calls(*functions: dict[str, Any]) -> dict[str, Any]:
+    """Messages with a turn of calls."""
+    calls = [{"id": str(index), "function": function} for index, function in enumerate(functions)]
+    return {"messages": [*HI, {"role": "assistant", "tool_calls": calls}]}
+
+
 BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
     ({"messages": "Hi"}, "messages"),
@@ -93,13 +103,25 @@ BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": [*HI, {"role": "user", "content": [{"type": "image_url"}]}]}, "messages[1].content"),
     ({"messages": [{"role": "user", "content": "word " * 400}]}, None),
     ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, "messages"),
+    *[
+        (with_calls({"name": "f", "arguments": "{}"}, {"name": "f", "arguments": arguments}), CALL_ARGUMENTS)
+        for arguments in ("[", "[]", "5", '"\\ud800"', '{"a": NaN}', '{"a": [1e400]}', '{"a": "Ro', "{", "{" * 9999)
+    ],
+    (with_calls({"name": "f"}), "messages[1].tool_calls[0].function.arguments"),
+    (with_calls({"name": "f", "arguments": 5}), "messages[1].tool_calls[0].function.arguments"),
     (
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}]},
-        "messages",
+        {"messages": [*HI, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+        "messages[1].function_call",
     ),
+    *[
+        ({"messages": [{**with_calls({"name": "f", "arguments": "{}"})["messages"][1], "role": role}]}, MISPLACED)
+        for role in ("user", "tool", "system", "developer")
+    ],
+    ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages[0].content"),
     (
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '"\\ud800"'}}]}]},
-        "messages",
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "x" * 257, "function": {"name": "f"}}]}]},
+        "messages[0].tool_calls[0].id",
     ),
     ({"logprobs": 3}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
@@ -182,7 +204,8 @@ BAD_TOOLS: list[tuple[dict[str, Any], str | None]] = [
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": {"name": "f"}}, "function_call"),
     # Tools count towards the length of the prompt.
-    (tool(description="x" * 60_000), "messages"),
+    (tool(description="x" * 60_000), "tools"),
+    ({"tools": [tool(name=f"f{n}", description="x" * 900)["tools"][0] for n in range(20)]}, "tools"),
     (tool(description="word " * 400), None),
 ]
 
@@ -243,3 +266,22 @@ async def test_numbers_that_are_none(number: str, field: str, folder: Path) -> N
         answer = await client.post(COMPLETIONS, content=raw)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
     assert engine.requests == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e400"])
+async def test_numbers_that_are_none_in_calls(number: str, folder: Path) -> None:
+    """Arguments that come as an object hold no other numbers than those that come as its text."""
+    engine = ScriptedEngine(lambda request: tell([5]))
+    body = json.dumps(chat(**with_calls({"name": "f", "arguments": {"a": ["N"]}}))).replace('"N"', number)
+    async with api_client(folder, engine) as client:
+        answer = await client.post(CHAT, content=body)
+    assert answer.status_code == 400
+    assert engine.requests == []
+
+
+async def test_a_cut_call_cannot_be_sent_back(folder: Path) -> None:
+    """The message says why the arguments of an answer that ended within them are refused."""
+    async with api_client(folder, ScriptedEngine(lambda request: tell([5]))) as client:
+        answer = await client.post(CHAT, json=chat(**with_calls({"name": "f", "arguments": '{"city": "Ro'})))
+    assert "messages[1].tool_calls[0]: " in answer.json()["error"]["message"]
+    assert "cut short" in answer.json()["error"]["message"]

@@ -115,7 +115,6 @@ REASONING_CASES = [
     ("</think>answer", "", "answer"),
     ("a\n\nb</think>c</think>d", "a\n\nb", "cd"),
     ("a<think>b</think>c", "ab", "c"),
-    ("a\n<tool_call>\nf", "a", "<tool_call>\nf"),
     ("never closed \n", "never closed", ""),
 ]
 
@@ -129,6 +128,18 @@ def test_reasoning_is_split_by_the_rules(
     choice = Choice(plan(starts_in_reasoning=True), tokenizer)
     delta = feed_all(choice, tell(tokenizer.encode(text), FinishReason.LENGTH, tokens_per_event=tokens_per_event))
     assert (delta.reasoning, delta.content) == (reasoning, content)
+
+
+@pytest.mark.parametrize("tokens_per_event", [1, 3, 100])
+def test_a_call_ends_reasoning_where_tools_are_offered(tokens_per_event: int, tokenizer: Tokenizer) -> None:
+    """The mark of a call closes reasoning as its own mark does; where there is nothing to call it is text."""
+    events = tell(
+        tokenizer.encode("a\n<tool_call>\nf</think>b"), FinishReason.LENGTH, tokens_per_event=tokens_per_event
+    )
+    offered = feed_all(Choice(plan(starts_in_reasoning=True, tools=Toolset()), tokenizer), events)
+    without = feed_all(Choice(plan(starts_in_reasoning=True), tokenizer), events)
+    assert (offered.reasoning, offered.content) == ("a", "<tool_call>\nfb")
+    assert (without.reasoning, without.content) == ("a\n<tool_call>\nf", "b")
 
 
 def test_a_look_alike_of_the_mark_stays_reasoning(tokenizer: Tokenizer) -> None:
@@ -187,6 +198,44 @@ def test_logprobs_where_stop_strings_and_calls_hold_text_back(tokenizer: Tokeniz
     delta = feed_all(choice, tell(ids, logprobs=True))
     assert delta.content == "one \n"
     assert [token.score.token_id for token in delta.scored] == before
+
+
+CALL = "<tool_call>\n<function=f>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [("one", "<b>bold"), ("one", "<"), ("one", "</x"), ("", "< two"), ("one <b", "two"), ("x <tool_cal", "<tool_c")],
+)
+@pytest.mark.parametrize("tokens_per_event", [1, 100])
+def test_logprobs_beside_calls(before: str, behind: str, tokens_per_event: int, tokenizer: Tokenizer) -> None:
+    """Each token of the text before and behind a call has its score, also one that could have begun markup."""
+    parts = [tokenizer.encode(part) for part in (before, CALL, behind)]
+    choice = Choice(plan(tools=Toolset()), tokenizer)
+    delta = feed_all(choice, tell(sum(parts, []), tokens_per_event=tokens_per_event, logprobs=True))
+    assert delta.content == before + behind
+    assert [token.score.token_id for token in delta.scored] == parts[0] + parts[2]
+
+
+@pytest.mark.parametrize(
+    "cut", ["<function=f>\n<parameter=k>\nab</para", "<function=f>\n<", "<function=f><parameter=k>\n<"]
+)
+def test_logprobs_of_a_cut_call(cut: str, tokenizer: Tokenizer) -> None:
+    """A call that ends within what may be a tag leaves no score behind."""
+    before = tokenizer.encode("one")
+    choice = Choice(plan(tools=Toolset()), tokenizer)
+    delta = feed_all(choice, tell(before + tokenizer.encode(cut), FinishReason.LENGTH, logprobs=True))
+    assert [token.score.token_id for token in delta.scored] == before
+
+
+def test_stop_strings_and_whitespace_beside_calls(tokenizer: Tokenizer) -> None:
+    """Whitespace that only parts content from a call is no content; a stop string in it counts once text follows."""
+    for text, is_stopped in ((f"one\n\n{CALL}", False), (f"one\n\n{CALL}two three", True)):
+        token_ids = tokenizer.encode(text)
+        choice = Choice(plan(stop_strings=("\n\n",), tools=Toolset()), tokenizer)
+        delta = feed_all(choice, tell(token_ids))
+        assert (delta.content, delta.finish_reason) == ("one", "tool_calls")
+        assert (choice.num_completion_tokens < len(token_ids)) == is_stopped
 
 
 def test_calls_whose_marks_are_not_shown() -> None:

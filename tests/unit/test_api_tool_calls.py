@@ -71,6 +71,13 @@ RULES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
     ),
     "text before": ("Let me look.\n\n" + call_markup(city="Paris"), "Let me look.", [PARIS]),
     "text after": (call_markup(city="Paris") + "\n\nDone. ", "Done. ", [PARIS]),
+    "text parted by what stands behind a call": (
+        f"One.{call_markup()}\n\nTwo.{call_markup()}\n{call_markup()} Three.",
+        "One.\n\nTwo.\nThree.",
+        [("get_weather", "{}")] * 3,
+    ),
+    "text parted before a call": (f"One.\n{call_markup()}\n\nTwo.", "One.\nTwo.", [("get_weather", "{}")]),
+    "whitespace within a call parts nothing": ("a<function=f>\n</function>\n</tool_call>b", "ab", [("f", "{}")]),
     "text around": (
         f"One.\n\n{call_markup(city='Paris')}\nTwo. {call_markup()}",
         "One.\n\nTwo.",
@@ -85,6 +92,22 @@ RULES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
         [ROME],
     ),
     "no parameter close before the end": (f"<tool_call>\n{CITY}</function>\n</tool_call>", "", [PARIS]),
+    "no close but the call's, at the end": (f"<tool_call>\n{CITY}</tool_call>\n", "", [PARIS]),
+    "no close but the call's, before the next": (
+        f"<tool_call>\n{CITY}</tool_call>\n<tool_call>\n{CITY}</tool_call>",
+        "",
+        [PARIS, PARIS],
+    ),
+    "a call's close within a value": (
+        f"{CITY}</tool_call>\n</tool_call> and\n</parameter></function>",
+        "",
+        [("get_weather", '{"city": "Paris\\n</tool_call>\\n</tool_call> and"}')],
+    ),
+    "a call's close before the value's": (
+        f"{CITY}</tool_call>\n</parameter>\n<parameter=count>5</tool_call>\n</function>x",
+        "x",
+        [("get_weather", '{"city": "Paris\\n</tool_call>", "count": "5</tool_call>"}')],
+    ),
     "no function close before the call's": (f"<tool_call>\n{CITY}</parameter>\n</tool_call>", "", [PARIS]),
     "no close before the next function": (f"{CITY}</parameter>\n{CITY}</parameter></function>", "", [PARIS, PARIS]),
     "no close before the next call": (f"{CITY}</parameter>\n{call_markup(city='Paris')}", "", [PARIS, PARIS]),
@@ -104,6 +127,12 @@ RULES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
         "",
         [("f", '{"k": "v"}')],
     ),
+    "a key ends with its line": (
+        "<function=f>\n<parameter=k\nv\n</parameter>\n<parameter=l\r\n\nw\r\n</parameter>\n</function>",
+        "",
+        [("f", '{"k": "v", "l": "\\nw"}')],
+    ),
+    "a line before a key": ("<function=f><parameter=\nk>v</parameter></function>", "", [("f", '{"k": "v"}')]),
     "text between parameters is none": (
         "<function=f>so: <parameter=k>v</parameter> and </parameter> then</function>",
         "",
@@ -113,6 +142,12 @@ RULES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
         call_markup(city="\n\n Paris \n\n").replace("\n<", "<", 1),
         "",
         [("get_weather", '{"city": "\\n\\n Paris \\n\\n"}')],
+    ),
+    "newlines of two characters": (
+        "<function=f><parameter=a>\r\nv\r\n</parameter><parameter=b>\r\n\r\n</parameter><parameter=c>\rv\r</parameter>"
+        "<parameter=d>\r</parameter><parameter=e>a\r\nb\n\r\n</parameter></function>",
+        "",
+        [("f", '{"a": "v", "b": "", "c": "\\rv\\r", "d": "\\r", "e": "a\\r\\nb\\n"}')],
     ),
     "no newlines": ("<function=f><parameter=k>v</parameter></function>", "", [("f", '{"k": "v"}')]),
     "empty values": (
@@ -149,6 +184,21 @@ RULES: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
     "prose, then a call": (f"write <function= or {call_markup(city='Paris')}", "write <function= or", [PARIS]),
     "a nameless function": ("<tool_call><function=></function>", "<tool_call><function=></function>", []),
     "an endless name": (f"<function={'x' * 999}>", f"<function={'x' * 999}>", []),
+    "much whitespace behind a call mark": (
+        f"a{' ' * 300}<tool_call>{' ' * 256}<function=f></function>",
+        "a",
+        [("f", "{}")],
+    ),
+    "too much whitespace behind a call mark": (
+        f"<tool_call>{' ' * 257}<function=f></function>",
+        "<tool_call>",
+        [("f", "{}")],
+    ),
+    "too much whitespace behind a call's close": (
+        f"{CITY}</tool_call>{' ' * 257}<tool_call>",
+        "",
+        [("get_weather", f'{{"city": "Paris\\n</tool_call>{" " * 257}<tool_call>"}}')],
+    ),
     "an unfinished name": ("<tool_call>\n<function=get_wea", "<tool_call>\n<function=get_wea", []),
     "an unfinished tag": ("so <tool_c", "so <tool_c", []),
     "an unfinished tag in a value": ("<function=f><parameter=k>\na</para", "", [("f", '{"k": "a</para"}')]),
@@ -183,7 +233,22 @@ WORDS = [
         "<parameter=",
         "</parameter>",
     ),
-    *("<parameter=city>", "<parameter=count>", "<parameter=note>", ">", "<", "</", "\n", " ", "a", "5", "null", '"'),
+    *(
+        "<parameter=city>",
+        "<parameter=count>",
+        "<parameter=city\n",
+        "\r",
+        "<parameter=note>",
+        ">",
+        "<",
+        "</",
+        "\n",
+        " ",
+        "a",
+        "5",
+        "null",
+        '"',
+    ),
 ]
 
 
@@ -207,7 +272,11 @@ def test_any_text_is_parsed_the_same_however_it_is_cut() -> None:
         (CITY, '{"city": "Paris'),
         ("<function=get_weather><parameter=count>\n1", '{"count": '),
         ("<function=get_weather><parameter=count>\n1\n</parameter>\n", '{"count": 1'),
-        ("<function=get_weather>\n", ""),
+        ("<function=get_weather>\n", "{"),
+        ("<function=get_weather>", "{"),
+        ("<function=get_weather><parameter=ci", "{"),
+        (f"{CITY}</tool_call>\n", '{"city": "Paris'),
+        (f"{CITY}</tool_c", '{"city": "Paris\\n</tool_c'),
     ],
 )
 def test_a_cut_call_stays_open(text: str, arguments: str) -> None:

@@ -151,7 +151,7 @@ async def test_marks_within_a_call_are_its_text(folder: Path, says: Callable[...
     value = "a<think>b</think>c<tool_call>d</tool_call>e"
     message = await answer(folder, says(f"</think>x</think>y{call_markup(city=value)}\n</think>z"), asking())
     assert message["tool_calls"] == [("get_weather", json.dumps({"city": value}))]
-    assert message["content"] == "xyz"
+    assert message["content"] == "xy\nz"
 
 
 async def test_a_length_stop_within_a_call(folder: Path, says: Callable[..., ScriptedEngine]) -> None:
@@ -194,6 +194,18 @@ async def test_one_call_where_parallel_ones_are_not_wanted(folder: Path, says: C
         assert len((await answer(folder, says(TWO_CALLS), asking(parallel_tool_calls=value)))["tool_calls"]) == 2
 
 
+async def test_a_call_that_is_not_wanted_does_not_end_the_answer(
+    folder: Path, model: ServedModel, says: Callable[..., ScriptedEngine]
+) -> None:
+    """Where the first call alone counts, one behind it that is cut leaves the finish reason as it was."""
+    text = f"</think>{call_markup(city='Paris')}<function=get_weather><parameter=city>\nRo!"
+    cutting = {"stop_token_ids": model.tokenizer.encode("!")}
+    one = await answer(folder, says(text), asking(parallel_tool_calls=False, **cutting))
+    two = await answer(folder, says(text), asking(**cutting))
+    assert (one["tool_calls"], one["finish_reason"]) == ([("get_weather", PARIS)], "tool_calls")
+    assert (len(two["tool_calls"]), two["finish_reason"]) == (2, "stop")
+
+
 @pytest.mark.parametrize(
     "fields", [{}, {"tools": []}, {"tools": None}, {"tools": [WEATHER_TOOL], "tool_choice": "none"}]
 )
@@ -222,7 +234,7 @@ async def test_scores_are_those_of_the_content(
     text = f"a</think>one two{call_markup(city='Paris')}\n<function=f></function></tool_call>three <b"
     message = await answer(folder, says(text, logprobs=True), asking(logprobs=True))
     tokens = [entry["token"] for entry in message["logprobs"]["content"]]
-    assert message["content"] == "one twothree <b"
+    assert message["content"] == "one two\nthree <b"
     assert tokens == [
         model.tokenizer.token_text(i) for part in ("one two", "three <b") for i in model.tokenizer.encode(part)
     ]
