@@ -18,12 +18,12 @@ from torch import Tensor, multiprocessing
 
 from actors.model.config import ModelConfig
 from actors.weights.plan import expected_tensors
-from ops.nano.data.mixture import Mixture
+from ops.nano.data.mixture import POLISH_SHARES, SHARES, Mixture
 from ops.nano.data.packing import batches
 from ops.nano.dense import Batch, DenseModel
 from ops.nano.losses import balance_loss, draft_loss, expert_counts, token_loss
 from ops.nano.model import draft_tensors, router_biases
-from ops.nano.recipe import DRAFTS, TRUNK, Recipe
+from ops.nano.recipe import DRAFTS, POLISH, Recipe
 
 STEP_DEADLINE = 600.0  # seconds; a step takes one or two
 
@@ -76,7 +76,7 @@ class GradientComputer:
             trained[name].requires_grad_().grad = gradient
         self._flat_gradient = flat_gradient
         self._model = DenseModel(work.config, work.tensors, torch.bfloat16)
-        self._compute = self._trunk if work.phase == TRUNK else self._drafts
+        self._compute = self._drafts if work.phase == DRAFTS else self._trunk
 
     def compute(self, step: int, *, is_late: bool) -> StepReport:
         """Leave the gradients of this step's part in the buffer."""
@@ -89,7 +89,8 @@ class GradientComputer:
         rng = random.Random(f"{recipe.seed} {self._work.phase} {step} {self._part}")
         is_long = is_late and step % recipe.long_every == 0
         shape = (1, recipe.long_tokens) if is_long else (recipe.rows // self._num_parts, recipe.row_tokens)
-        return next(batches(self._work.mixture.documents(rng, long=is_long), *shape))
+        shares = POLISH_SHARES if self._work.phase == POLISH else SHARES
+        return next(batches(self._work.mixture.documents(rng, shares, long=is_long), *shape))
 
     def _trunk(self, batch: Batch) -> StepReport:
         model = self._model
@@ -131,8 +132,8 @@ class GradientPool:
         self._own = GradientComputer(work, self._flat[0], 0, num_processes, device)
 
     def compute(self, step: int, *, is_late: bool) -> StepReport:
-        """The mean gradients of all parts, left with the tensors in this process. Raises TimeoutError and EOFError for
-        a process that does not answer or has ended."""
+        """The mean gradients of all parts, left with the tensors in this process. Raises TimeoutError for a process
+        that does not answer, EOFError or ConnectionError for one that has ended."""
         for _, connection in self._others:
             connection.send((step, is_late))
         reports = [self._own.compute(step, is_late=is_late)]

@@ -1,4 +1,4 @@
-"""Trains the nano model: first the trunk, then its draft modules on the frozen trunk.
+"""Trains the nano model: the trunk, the trunk again where it was weakest, then its draft modules on the frozen trunk.
 
 `python -m ops.nano.train` continues where the last run stopped. The model is the decoder that serves (`dense.py`), the
 data come from seeded generators (`data/`), and every step depends on its number and the seed alone, so a run that was
@@ -33,7 +33,7 @@ from ops.nano.data.rendering import Renderer
 from ops.nano.gradients import GradientPool, Work, shared, trained_names
 from ops.nano.model import initial_tensors, router_biases, start_drafts
 from ops.nano.optimizer import optimizers
-from ops.nano.recipe import DRAFTS, TRUNK, Recipe
+from ops.nano.recipe import DRAFTS, PHASES, POLISH, TRUNK, Recipe
 from ops.nano.run import Run, TrainingState
 from ops.nano.tokenizer import end_token_ids
 
@@ -73,19 +73,19 @@ class Trainer:
 
 
 def train(run: Run, recipe: Recipe, overrides: Fields, *, num_processes: int, device: torch.device) -> None:
-    """Both phases, from wherever `run` was left."""
+    """All phases, from wherever `run` was left."""
     tokenizer = run.tokenizer(lambda: learn_tokenizer(nano_fields(**overrides)["vocab_size"], recipe.seed))
     config = parse_model_config(nano_fields(**overrides, eos_token_id=end_token_ids(tokenizer)))
     mixture = Mixture(Renderer(tokenizer), load_library(held_out=False))
     state = run.restore() or TrainingState(TRUNK, _fresh_tensors(config, recipe.seed), step=0, tokens_seen=0)
-    for phase in (TRUNK, DRAFTS):
-        if phase == DRAFTS and state.phase == TRUNK:
-            state = TrainingState(DRAFTS, start_drafts(config, state.tensors), step=0, tokens_seen=0)
-        if phase == state.phase:
-            state.tensors = shared(state.tensors, device)
-            work = Work(recipe, phase, config, mixture, state.tensors)
-            with GradientPool(work, num_processes, device) as pool:
-                _train_phase(run, state, recipe, Trainer(recipe, state, config, pool))
+    for phase in PHASES[PHASES.index(state.phase) :]:
+        if phase != state.phase:
+            tensors = start_drafts(config, state.tensors) if phase == DRAFTS else state.tensors
+            state = TrainingState(phase, tensors, step=0, tokens_seen=0)
+        state.tensors = shared(state.tensors, device)
+        work = Work(recipe, phase, config, mixture, state.tensors)
+        with GradientPool(work, num_processes, device) as pool:
+            _train_phase(run, state, recipe, Trainer(recipe, state, config, pool))
 
 
 def _fresh_tensors(config: ModelConfig, seed: int) -> dict[str, Tensor]:
@@ -119,20 +119,21 @@ class SpeedColumn(ProgressColumn):
 def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Fields]:
     """The recipe, and the fields in which the model differs from the nano model."""
     if options.smoke:
-        tokens = {TRUNK: 12_000, DRAFTS: 6_000}
+        tokens = {TRUNK: 12_000, POLISH: 2_000, DRAFTS: 6_000}
         return Recipe(
             tokens, rows=4, row_tokens=256, long_tokens=256, warmup_steps=2, seed=options.seed
         ), smoke_fields()
-    tokens = {TRUNK: int(options.trunk_tokens * 1e6), DRAFTS: int(options.draft_tokens * 1e6)}
-    return Recipe(tokens, seed=options.seed), {}
+    millions = {TRUNK: options.trunk_tokens, POLISH: options.polish_tokens, DRAFTS: options.draft_tokens}
+    return Recipe({phase: int(number * 1e6) for phase, number in millions.items()}, seed=options.seed), {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and say where the result is."""
     parser = argparse.ArgumentParser(prog="python -m ops.nano.train", description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, default=Path(".cache/nano"), help="its folder (default: .cache/nano)")
-    parser.add_argument("--trunk-tokens", type=float, default=14.0, help="millions of tokens for the trunk")
-    parser.add_argument("--draft-tokens", type=float, default=3.0, help="millions of tokens for the draft modules")
+    parser.add_argument("--trunk-tokens", type=float, default=10.6, help="millions of tokens for the trunk")
+    parser.add_argument("--polish-tokens", type=float, default=1.5, help="millions of tokens for polishing the trunk")
+    parser.add_argument("--draft-tokens", type=float, default=2.0, help="millions of tokens for the draft modules")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="one for each core; a GPU is used by one")
     parser.add_argument("--smoke", action="store_true", help="a tiny model for seconds, to see that everything runs")

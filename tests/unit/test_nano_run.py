@@ -33,7 +33,7 @@ from ops.nano.data.packing import stack
 from ops.nano.data.rendering import Document, Renderer
 from ops.nano.dense import DenseModel
 from ops.nano.model import router_biases
-from ops.nano.recipe import DRAFTS, TRUNK
+from ops.nano.recipe import DRAFTS, PHASES, POLISH, TRUNK
 from ops.nano.run import Run, TrainingState, finished_tensors, finished_tokenizer
 
 pytestmark = pytest.mark.timeout(60)  # the first test waits for a model to be trained
@@ -72,11 +72,13 @@ def small_corpus() -> Iterator[None]:
 
 
 def smoke_run(folder: Path, stops: set[tuple[str, int]]) -> None:
-    """Train the smoke model on ten full batches and its drafts on four, starting again after every stop."""
+    """Train the smoke model on ten full batches, three to polish it and four for drafts, starting again after stops."""
     recipe, overrides = train.recipe_of(argparse.Namespace(smoke=True, seed=0))
     tokens_per_step = recipe.rows * recipe.row_tokens
     # Every third batch of the last half of a phase is one long row.
-    recipe = replace(recipe, tokens={TRUNK: 10 * tokens_per_step, DRAFTS: 4 * tokens_per_step}, long_every=3)
+    steps = {TRUNK: 10, POLISH: 3, DRAFTS: 4}
+    tokens = {phase: number * tokens_per_step for phase, number in steps.items()}
+    recipe = replace(recipe, tokens=tokens, long_every=3)
     identity = {"recipe": recipe.identity(), "model": overrides}
     for _ in range(len(stops)):
         with pytest.raises(KeyboardInterrupt):
@@ -106,19 +108,19 @@ def exported(request: pytest.FixtureRequest, trained: Path, tmp_path_factory: py
 
 class TestSmokeRun:
     def test_training_lowers_the_loss(self, trained: Path) -> None:
-        """The trunk first, then the drafts; steps are counted, and what they saw."""
+        """The trunk first, twice, then the drafts; steps are counted, and what they saw."""
         steps = history(trained)
-        trunk, drafts = ([step for step in steps if step["phase"] == phase] for phase in (TRUNK, DRAFTS))
-        assert steps == trunk + drafts
-        for phase in (trunk, drafts):
+        trunk, polish, drafts = ([step for step in steps if step["phase"] == phase] for phase in PHASES)
+        assert steps == trunk + polish + drafts
+        for phase in (trunk, polish, drafts):
             assert [step["step"] for step in phase] == list(range(1, len(phase) + 1))
             assert all(before["tokens"] < after["tokens"] for before, after in pairwise(phase))
         assert trunk[-1]["loss"] < trunk[0]["loss"] - 0.5
         assert drafts[-1]["loss"] < drafts[0]["loss"] - 0.3
 
     def test_a_stopped_run_ends_as_if_it_was_not(self, trained: Path, tmp_path: Path, small_corpus: None) -> None:
-        """Stopped in both phases and at the seam, it has the same bits, and tells the lost steps again."""
-        stops = {(TRUNK, 1), (TRUNK, 6), (DRAFTS, 1), (DRAFTS, 3)}
+        """Stopped in every phase and at a seam, it has the same bits, and tells the lost steps again."""
+        stops = {(TRUNK, 1), (TRUNK, 6), (POLISH, 2), (DRAFTS, 1), (DRAFTS, 3)}
         smoke_run(tmp_path, set(stops))
         expected, actual = finished_tensors(trained), finished_tensors(tmp_path)
         assert expected.keys() == actual.keys()

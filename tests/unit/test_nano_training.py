@@ -25,7 +25,7 @@ from ops.nano.gradients import GradientComputer, GradientPool, StepReport, Work,
 from ops.nano.losses import NUM_GROUPS, balance_loss, expert_counts
 from ops.nano.model import initial_tensors, router_biases
 from ops.nano.optimizer import Muon, optimizers, orthogonalised
-from ops.nano.recipe import DRAFTS, TRUNK, Recipe
+from ops.nano.recipe import DRAFTS, POLISH, TRUNK, Recipe
 from ops.nano.run import Run, TrainingState
 from ops.nano.tokenizer import DIGITS_BY_ONE, train_tokenizer
 
@@ -160,6 +160,13 @@ class TestRecipe:
         assert rates[3:11] == [1.0] * 8
         assert rates[10:20] == pytest.approx([1 - 0.1 * step for step in range(10)])
         assert rates[20:] == [0.0, 0.0]
+
+    def test_polishing_begins_gently_and_falls(self) -> None:
+        """A fraction of the full rates at most, and less with every step once it is reached."""
+        recipe = Recipe({POLISH: 1000}, warmup_steps=4, polish_rate=0.4)
+        rates = [recipe.rate(POLISH, step, 50 * step) for step in range(21)]
+        assert rates[0] == 0.25
+        assert rates[1:] == pytest.approx([0.4 * (1 - step / 20) for step in range(1, 21)])
 
     def test_a_run_keeps_its_recipe_but_may_become_longer(self, tmp_path: Path) -> None:
         """Another seed or model is refused, more tokens are not."""

@@ -47,6 +47,20 @@ SHARES: Mapping[str, float] = {
     library.CODE: 2,
     library.PROSE: 2,
 }
+# The same while polishing: more of what needs most of it.
+POLISH_SHARES: Mapping[str, float] = {
+    arithmetic.SKILL: 14,
+    dates.SKILL: 14,
+    extraction.SKILL: 4,
+    passages.SKILL: 16,
+    small_talk.SKILL: 4,
+    strings.SKILL: 16,
+    tool_use.SKILL: 26,
+    turns.SKILL: 6,
+    units.SKILL: 6,
+    library.CODE: 2,
+    library.PROSE: 2,
+}
 JOINED_FRACTION = 0.06  # of the conversations without tools: put behind one another, as a long chat is
 LONG_CHAT = 24  # conversations of a long chat
 
@@ -65,11 +79,13 @@ class Mixture:
     renderer: Renderer
     texts: library.Library
 
-    def documents(self, rng: random.Random, *, long: bool = False) -> Iterator[Document]:
+    def documents(
+        self, rng: random.Random, shares: Mapping[str, float] = SHARES, *, long: bool = False
+    ) -> Iterator[Document]:
         """Short documents, or with `long` chats and texts that fill a long row."""
-        kinds, shares = list(SHARES), list(SHARES.values())
+        kinds, weights = list(shares), list(shares.values())
         while True:
-            kind = rng.choices(kinds, shares)[0]
+            kind = rng.choices(kinds, weights)[0]
             yield self._text(kind, rng, long=long) if kind not in SKILLS else self._chat(kind, rng, long=long)
 
     def _text(self, domain: str, rng: random.Random, *, long: bool) -> Document:
