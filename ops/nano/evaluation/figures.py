@@ -142,7 +142,8 @@ def _load(measurements: Measurements) -> Figure | None:
     for axes, domain, rows in zip(panels, domains, shares, strict=True):
         # By the square root: experts at twice the mean are to be seen beside one at eight times.
         norm = PowerNorm(0.5, vmin=0.0, vmax=highest)
-        image = axes.imshow(rows, aspect="auto", cmap="Blues", norm=norm, interpolation="none")
+        # "none" would leave the enlarging to whoever shows the picture, and most blur it.
+        image = axes.imshow(rows, aspect="auto", cmap="Blues", norm=norm, interpolation="nearest")
         axes.set_yticks(range(len(rows)), [str(layer.layer_id) for layer in domain.layers])
         size = results.num_experts // results.num_ranks
         axes.set_xticks(range(0, results.num_experts, size))
