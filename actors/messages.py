@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import zip_longest
 
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024
@@ -93,10 +94,38 @@ class RequestError:
 
 
 @dataclass(frozen=True)
+class DraftCounts:
+    """What became of drafts. drafted, accepted: by position behind the token that the target chose itself.
+
+    num_steps: verifications, those without drafts included.
+    """
+
+    num_steps: int
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+    def __add__(self, other: DraftCounts) -> DraftCounts:
+        return DraftCounts(
+            self.num_steps + other.num_steps,
+            tuple(map(sum, zip_longest(self.drafted, other.drafted, fillvalue=0))),
+            tuple(map(sum, zip_longest(self.accepted, other.accepted, fillvalue=0))),
+        )
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens of a step, the target's own included; 0 before the first."""
+        return 1.0 + sum(self.accepted) / self.num_steps if self.num_steps else 0.0
+
+
+NO_DRAFTS = DraftCounts(0, (), ())
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """News of one sequence: the tokens since the last event, in order. The last event has a finish_reason.
 
-    num_cached_tokens: prompt tokens taken from the prefix cache (on the first event; 0 later).
+    num_cached_tokens: prompt tokens taken from the prefix cache (on the first event; 0 later). draft_counts: of the
+    steps since the last event; NO_DRAFTS without speculation.
     """
 
     request_id: str
@@ -104,6 +133,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    draft_counts: DraftCounts = NO_DRAFTS
     error: RequestError | None = None
 
 

@@ -68,7 +68,9 @@ def check(checkpoint: Folder, ep_size: EpSize = 8) -> None:
     )
     console.print(_ranks_table(summary))
     if summary.config.mtp_layers:
-        console.print(f"MTP modules: {_size(summary.mtp_bytes)}, checked, not loaded")
+        num_modules = len(summary.config.mtp_layers)
+        size = _size(summary.mtp_bytes)
+        console.print(f"{num_modules} draft modules: {size} more for each attention rank, unless mtp.mode is off")
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.attention.scheduler import ScheduledSequence
-from actors.attention.sequence import Sequence
 from actors.cache.block_table import BlockTable
 from actors.kernels.contract import AttentionInputs, SequenceRows
 from actors.model.config import LayerSpec
@@ -22,7 +21,8 @@ class ForwardBatch:
     """T rows, grouped by sequence in the order of `items`.
 
     token_ids: int64 [T]. full, sliding: what attention reads, per KV pool (the same object if no layer slides).
-    logit_rows: int64 [R], rows whose logits are needed. logit_sequences: the R sequences they belong to.
+    logit_rows: int64 [R], rows whose logits are needed: the last of each item that needs them, and those of its drafts.
+    logit_items: the items they belong to, in order.
     """
 
     items: tuple[ScheduledSequence, ...]
@@ -30,7 +30,7 @@ class ForwardBatch:
     full: AttentionInputs
     sliding: AttentionInputs
     logit_rows: Tensor
-    logit_sequences: tuple[Sequence, ...]
+    logit_items: tuple[ScheduledSequence, ...]
 
     @property
     def num_rows(self) -> int:
@@ -55,21 +55,22 @@ def build_batch(
     """
     assert items, "a batch has at least one sequence"
     rows = _rows(items)
-    positions = _to_device(_positions(rows), device)
-    full_tables = [item.sequence.kv.full for item in items]
-    full = _attention_inputs(rows, full_tables, positions, block_size, device)
+    full = attention_inputs(rows, [item.sequence.kv.full for item in items], block_size, device)
     sliding = full
     if has_sliding:
-        sliding_tables = [item.sequence.kv.sliding for item in items]
-        sliding = _attention_inputs(rows, sliding_tables, positions, block_size, device)
-    logit_rows = [first + num - 1 for item, (first, num, _) in zip(items, rows, strict=True) if item.needs_logits]
+        sliding = attention_inputs(rows, [item.sequence.kv.sliding for item in items], block_size, device)
+    logit_rows = [
+        row
+        for item, (first, num, _) in zip(items, rows, strict=True)
+        for row in range(first + num - item.num_logits, first + num)
+    ]
     return ForwardBatch(
         items=tuple(items),
         token_ids=_to_device(_token_ids(items), device),
         full=full,
         sliding=sliding,
         logit_rows=_to_device(np.array(logit_rows, dtype=np.int64), device),
-        logit_sequences=tuple(item.sequence for item in items if item.needs_logits),
+        logit_items=tuple(item for item in items if item.needs_logits),
     )
 
 
@@ -80,8 +81,8 @@ def split(items: SequenceOf[ScheduledSequence]) -> tuple[SequenceOf[ScheduledSeq
     """
     if len(items) < 2:
         return (items,)
-    ends = np.cumsum([item.num_tokens for item in items])[:-1]
-    total = sum(item.num_tokens for item in items)
+    ends = np.cumsum([item.num_rows for item in items])[:-1]
+    total = sum(item.num_rows for item in items)
     cut = int(np.argmin(np.abs(2 * ends - total))) + 1
     return items[:cut], items[cut:]
 
@@ -93,18 +94,21 @@ Rows = tuple[int, int, int]
 def _rows(items: SequenceOf[ScheduledSequence]) -> list[Rows]:
     rows, first_row = [], 0
     for item in items:
-        rows.append((first_row, item.num_tokens, item.first_position))
-        first_row += item.num_tokens
+        rows.append((first_row, item.num_rows, item.first_position))
+        first_row += item.num_rows
     return rows
 
 
-def _positions(rows: list[Rows]) -> NDArray[np.int64]:
+def _positions(rows: SequenceOf[Rows]) -> NDArray[np.int64]:
     return _concatenate([range(position, position + num_rows) for _, num_rows, position in rows])
 
 
 def _token_ids(items: SequenceOf[ScheduledSequence]) -> NDArray[np.int64]:
     return _concatenate(
-        [item.sequence.token_ids[item.first_position : item.first_position + item.num_tokens] for item in items]
+        [
+            item.sequence.token_ids[item.first_position : item.first_position + item.num_tokens] + item.draft_ids
+            for item in items
+        ]
     )
 
 
@@ -113,9 +117,10 @@ def _concatenate(runs: list[range] | list[list[int]]) -> NDArray[np.int64]:
     return np.array([value for run in runs for value in run], dtype=np.int64)
 
 
-def _attention_inputs(
-    rows: list[Rows], tables: list[BlockTable], positions: Tensor, block_size: int, device: torch.device | str
+def attention_inputs(
+    rows: SequenceOf[Rows], tables: SequenceOf[BlockTable], block_size: int, device: torch.device | str
 ) -> AttentionInputs:
+    """What attention reads of runs of rows, one for each table, whose slots are reserved."""
     ids = [table.ids for table in tables]
     slots = np.empty(rows[-1][0] + rows[-1][1], dtype=np.int64)
     for (first_row, num_rows, position), blocks in zip(rows, ids, strict=True):
@@ -127,7 +132,7 @@ def _attention_inputs(
     sequences = tuple(
         SequenceRows(*row, block_ids) for row, block_ids in zip(rows, _block_ids(ids, device), strict=True)
     )
-    return AttentionInputs(positions, _to_device(slots, device), sequences)
+    return AttentionInputs(_to_device(_positions(rows), device), _to_device(slots, device), sequences)
 
 
 def _block_ids(ids: list[NDArray[np.int64]], device: torch.device | str) -> SequenceOf[Tensor]:

@@ -9,6 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
+class MtpConfig(BaseModel):
+    """Speculation with the checkpoint's draft modules. Frozen; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["adaptive", "fixed", "off"] = Field(
+        "adaptive", description="adaptive: as many drafts as pay; fixed: max_drafts always; off: one token at a time."
+    )
+    max_drafts: int = Field(3, ge=1, le=8, description="Drafts for a sequence and step; at most the model's modules.")
+    sample_drafts: bool = Field(
+        False,
+        description="Draw drafts where a request samples, instead of the likeliest: more are accepted, but a seed then "
+        "gives other tokens than without drafts.",
+    )
+
+
 class AttentionConfig(BaseModel):
     """Settings of an attention actor. Frozen; unknown fields are refused. Change one with `model_copy(update=...)`."""
 
@@ -40,6 +56,7 @@ class AttentionConfig(BaseModel):
     recovery_timeout_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Seconds a step waits for experts to return before requests fail."
     )
+    mtp: MtpConfig = Field(default_factory=MtpConfig, description="Drafts by the model's MTP modules.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV blocks of equal prompt beginnings.")
     cached_windows: int = Field(
         32, ge=0, le=65536, description="Sliding windows kept for idle prefixes: prefix-cache reach for memory."
@@ -67,6 +84,8 @@ class AttentionConfig(BaseModel):
             raise ValueError(
                 f"deterministic is proven on device cpu only, got device {self.device}: use device cpu, or leave it off"
             )
+        if self.mtp.mode != "off" and self.mtp.max_drafts > self.block_size:
+            raise ValueError(f"mtp.max_drafts {self.mtp.max_drafts} must be at most block_size {self.block_size}")
         if self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens {self.max_step_tokens} must be at least max_running {self.max_running}, "

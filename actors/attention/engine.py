@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
 
 from actors.attention.config import AttentionConfig
+from actors.attention.drafting import MAX_UNSETTLED, Drafter
 from actors.attention.scheduler import Scheduler, SchedulerLimits
+from actors.attention.speculation import Speculation
 from actors.attention.step import BatchShape, EngineStep
 from actors.cache.block_table import KvCache
 from actors.cache.blocks import KvLayout
@@ -17,7 +21,10 @@ from actors.frame_limits import compute_dtype
 from actors.kernels.registry import load_kernels
 from actors.model.config import ModelConfig
 from actors.model.decoder import Decoder
+from actors.model.draft_modules import DraftModules
 from actors.sampling.sampler import Sampler
+from actors.speculative.cost import StepCost
+from actors.speculative.draft_length import DraftLengths
 from actors.weights.check import check_checkpoint
 from actors.weights.loader import load_attention_weights
 from actors.weights.progress import logged
@@ -34,9 +41,18 @@ def load_engine(config: AttentionConfig, checkpoint: Path, ep_size: int, dispatc
         torch.set_num_threads(1)  # `load_kernels` says why
     summary = check_checkpoint(checkpoint, ep_size)
     model = summary.config
+    num_modules = num_draft_modules(config, model)
+    # Modules are alike, so each has its share of the bytes.
+    num_bytes = summary.attention_bytes + summary.mtp_bytes * num_modules // max(1, len(model.mtp_layers))
     with SafetensorsSource(checkpoint) as files:
-        source = logged(files, summary.attention_bytes, "attention rank")
-        weights = load_attention_weights(source, model, dtype=_param_dtype(config), device=config.device)
+        source = logged(files, num_bytes, "attention rank")
+        weights = load_attention_weights(
+            source,
+            model,
+            dtype=_param_dtype(config),
+            device=config.device,
+            num_draft_modules=num_modules,
+        )
     return build_engine(config, model, weights, dispatcher, valid_vocab_size(checkpoint, model))
 
 
@@ -49,9 +65,10 @@ def build_engine(
 ) -> EngineStep:
     """An engine over loaded weights. num_valid_tokens: ids from here on are padding and never sampled."""
     dtype = compute_dtype(config)
-    layout = KvLayout(config.block_size, model.window)
+    layout = kv_layout(config, model)
     sizes = kv_pool_sizes(config, model, layout, dtype)
-    storage = KvStorage(model.layers, layout, sizes, dtype=dtype, device=config.device)
+    layers = (*model.layers, *model.mtp_layers[: layout.num_draft_modules])
+    storage = KvStorage(layers, layout, sizes, dtype=dtype, device=config.device)
     kv_cache = KvCache(
         layout,
         num_full_blocks=sizes.full_blocks,
@@ -67,7 +84,32 @@ def build_engine(
     decoder = Decoder(model, weights, kernels, storage.layers.__getitem__, dtype)
     shape = BatchShape(config.block_size, model.window > 0, config.num_microbatches, config.device)
     scheduler = Scheduler(kv_cache, _limits(config, model))
-    return EngineStep(scheduler, decoder, dispatcher, Sampler(num_valid_tokens), shape)
+    sampler = Sampler(num_valid_tokens)
+    speculation = None
+    if layout.num_draft_modules:
+        modules = DraftModules(model, weights, kernels, storage.layers[model.num_layers :], layout.num_draft_modules)
+        speculation = _speculation(config, model, modules, scheduler, sampler)
+    return EngineStep(scheduler, decoder, dispatcher, sampler, shape, speculation)
+
+
+def num_draft_modules(config: AttentionConfig, model: ModelConfig) -> int:
+    """The checkpoint's draft modules that this engine uses."""
+    return 0 if config.mtp.mode == "off" else min(config.mtp.max_drafts, len(model.mtp_layers))
+
+
+def kv_layout(config: AttentionConfig, model: ModelConfig) -> KvLayout:
+    """Positions to blocks; with draft modules, the rows that await them count."""
+    num_modules = num_draft_modules(config, model)
+    return KvLayout(config.block_size, model.window, num_modules, MAX_UNSETTLED if num_modules else 0)
+
+
+def _speculation(
+    config: AttentionConfig, model: ModelConfig, modules: DraftModules, scheduler: Scheduler, sampler: Sampler
+) -> Speculation:
+    drafter = Drafter(modules, sampler, config.block_size, config.device, is_sampled=config.mtp.sample_drafts)
+    cost = StepCost(model.num_experts, model.top_k, modules.num_modules)
+    mode: Literal["adaptive", "fixed"] = "fixed" if config.mtp.mode == "fixed" else "adaptive"
+    return Speculation(drafter, scheduler, DraftLengths(mode, modules.num_modules, cost), time.perf_counter)
 
 
 def max_model_len(config: AttentionConfig, model: ModelConfig) -> int:
@@ -91,7 +133,8 @@ def kv_pool_sizes(config: AttentionConfig, model: ModelConfig, layout: KvLayout,
     cached_windows = config.cached_windows if config.enable_prefix_cache else 0
     demand = KvDemand(longest, config.max_running, config.max_step_tokens, cached_windows)
     if config.kv_cache_bytes is not None:
-        return size_for_bytes(model.layers, layout, demand, dtype, config.kv_cache_bytes)
+        layers = (*model.layers, *model.mtp_layers[: layout.num_draft_modules])
+        return size_for_bytes(layers, layout, demand, dtype, config.kv_cache_bytes)
     return size_for_tokens(layout, demand, config.kv_cache_tokens or 2 * longest)
 
 
@@ -103,6 +146,7 @@ def _limits(config: AttentionConfig, model: ModelConfig) -> SchedulerLimits:
         max_model_len=max_model_len(config, model),
         vocab_size=model.vocab_size,
         eos_token_ids=frozenset(model.eos_token_ids),
+        num_draft_modules=num_draft_modules(config, model),
     )
 
 

@@ -8,13 +8,14 @@ highest-ranked one can therefore always advance, so everything finishes.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from actors.attention.sequence import Sequence, SequenceState, check_request
 from actors.cache.block_table import KvCache
 from actors.errors import EngineOverloaded, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenLogprob
+from actors.speculative.state import Draft
 
 _RANK = attrgetter("rank")
 DEADLINE_PASSED = RequestError(ErrorKind.DEADLINE, "The request's deadline passed before it was finished.")
@@ -25,7 +26,7 @@ class SchedulerLimits:
     """Bounds of the engine.
 
     max_model_len: prompt and completion tokens of a sequence. vocab_size: width of the logits, bound of prompt ids.
-    eos_token_ids: the checkpoint's stop ids.
+    eos_token_ids: the checkpoint's stop ids. num_draft_modules: 0 without drafts.
     """
 
     max_running: int
@@ -34,19 +35,34 @@ class SchedulerLimits:
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
+    num_draft_modules: int = 0
 
 
 @dataclass(frozen=True)
 class ScheduledSequence:
-    """The rows of one sequence in a step: positions first_position .. first_position + num_tokens - 1.
+    """The rows of one sequence in a step: known tokens from first_position on, then drafts to be verified.
 
-    needs_logits: the last row is that of the last known token, so a new one is sampled from it.
+    needs_logits: the last known token is among them, so a new one is sampled from its row, and from each draft's.
     """
 
     sequence: Sequence
     first_position: int
     num_tokens: int
     needs_logits: bool
+    drafts: tuple[Draft, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.drafts)
+
+    @property
+    def num_logits(self) -> int:
+        """The last rows of the item, whose logits are needed."""
+        return 1 + len(self.drafts) if self.needs_logits else 0
+
+    @property
+    def draft_ids(self) -> list[int]:
+        return [draft.token_id for draft in self.drafts]
 
 
 @dataclass(frozen=True)
@@ -61,26 +77,28 @@ class _Plan:
     """A schedule in the making. has_preempted: a sequence has lost its blocks to it."""
 
     budget: int
-    num_tokens: dict[Sequence, int] = field(default_factory=dict)
+    items: dict[Sequence, ScheduledSequence] = field(default_factory=dict)
     has_preempted: bool = False
 
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        self.num_tokens[sequence] = num_tokens
-        self.budget -= num_tokens
+    def add(self, item: ScheduledSequence) -> None:
+        self.items[item.sequence] = item
+        self.budget -= item.num_rows
 
     def drop(self, sequence: Sequence) -> None:
-        self.budget += self.num_tokens.pop(sequence, 0)
+        item = self.items.pop(sequence, None)
+        self.budget += item.num_rows if item else 0
         self.has_preempted = True
 
     def freeze(self) -> Schedule:
-        return Schedule(tuple(_scheduled(sequence, num_tokens) for sequence, num_tokens in self.num_tokens.items()))
+        return Schedule(tuple(self.items.values()))
 
 
 class Scheduler:
     """Owner of all sequences and of the KV cache's allocation. One thread uses it, between forward passes.
 
-    A step is: `schedule`, forward pass, `commit`, then `accept` or `finish` for each sequence that needed logits.
-    After a failed forward pass, leave out `commit`; the next schedule computes the same rows again.
+    A step is: `schedule`, forward pass, `commit`, then `accept` or `finish` for each sequence that needed logits, and
+    `commit_draft` for each draft that proved right. After a failed forward pass, leave out `commit`; the next schedule
+    computes the same rows again.
     """
 
     def __init__(self, kv_cache: KvCache, limits: SchedulerLimits) -> None:
@@ -131,6 +149,7 @@ class Scheduler:
             deadline=now + request.deadline_s,
             max_model_len=self._limits.max_model_len,
             eos_token_ids=self._limits.eos_token_ids,
+            num_draft_modules=self._limits.num_draft_modules,
         )
         self._next_arrival += 1
         self._sequences[request.request_id] = sequence
@@ -142,19 +161,29 @@ class Scheduler:
         plan = _Plan(self._limits.max_step_tokens)
         decoding = [sequence for sequence in self._running if sequence.num_uncomputed_tokens == 1]
         prefilling = [sequence for sequence in self._running if sequence.num_uncomputed_tokens > 1]
-        for sequence in decoding + prefilling:
+        for num_before, sequence in enumerate(decoding + prefilling):
             if sequence.state is SequenceState.RUNNING and plan.budget > 0:  # an earlier one may have preempted it
-                self._advance(sequence, plan)
+                # A draft must not cost another sequence its next token.
+                self._advance(sequence, plan, num_reserved=max(0, len(decoding) - num_before - 1))
         if not plan.has_preempted:
             self._admit(plan)
         return plan.freeze()
 
     def commit(self, schedule: Schedule) -> None:
-        """The forward pass of `schedule` succeeded: its rows are in the cache. Skips sequences finished meanwhile."""
+        """The forward pass of `schedule` succeeded: the rows of known tokens are in the cache. Skips sequences finished
+        meanwhile."""
         for item in schedule.items:
             sequence = item.sequence
             if sequence.state is SequenceState.RUNNING:
                 self._kv_cache.commit(sequence.kv, sequence.token_ids, item.num_tokens)
+
+    def commit_draft(self, sequence: Sequence) -> None:
+        """The next draft's row is in the cache too: the draft was accepted, and the sequence goes on."""
+        self._kv_cache.commit(sequence.kv, sequence.token_ids, 1)
+
+    def settle(self, sequence: Sequence, num_rows: int) -> None:
+        """No layer, draft modules included, will write the first `num_rows` rows again."""
+        self._kv_cache.settle(sequence.kv, sequence.token_ids, num_rows)
 
     def accept(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None = None) -> None:
         """Add the sampled token, and finish the sequence if it is the last. No effect on a finished sequence."""
@@ -210,20 +239,22 @@ class Scheduler:
         assert set(self._running) | set(self._waiting) == set(self._sequences.values()), "a sequence is in no queue"
         assert len(self._running) <= self._limits.max_running, "more sequences run than may"
 
-    def _advance(self, sequence: Sequence, plan: _Plan) -> None:
-        num_tokens = min(sequence.num_uncomputed_tokens, plan.budget)
-        assert num_tokens > 0, f"{sequence.request_id} runs without a token to compute"
-        while not self._kv_cache.can_append(sequence.kv, num_tokens):
+    def _advance(self, sequence: Sequence, plan: _Plan, num_reserved: int = 0) -> None:
+        item = _item(sequence, plan.budget, num_reserved)
+        if not self._kv_cache.can_append(sequence.kv, item.num_rows):
+            item = replace(item, drafts=())  # nobody loses its blocks to a draft
+        while not self._kv_cache.can_append(sequence.kv, item.num_rows):
             victim = self._running[-1]
             if victim is sequence:
                 return  # it keeps its blocks and waits for those above it
             self._preempt(victim, plan)
-        self._kv_cache.append(sequence.kv, num_tokens)
-        plan.add(sequence, num_tokens)
+        self._kv_cache.append(sequence.kv, item.num_rows)
+        plan.add(item)
 
     def _preempt(self, sequence: Sequence, plan: _Plan) -> None:
         self._running.remove(sequence)
         self._kv_cache.release(sequence.kv)
+        sequence.drafting.restart(0)
         sequence.state = SequenceState.PREEMPTED
         sequence.num_preemptions += 1
         self.num_preemptions_total += 1
@@ -260,11 +291,16 @@ class Scheduler:
         num_hit = self._kv_cache.attach_prefix(sequence.kv, sequence.token_ids)
         if sequence.state is SequenceState.WAITING:
             sequence.num_cached_tokens = num_hit
+        sequence.drafting.restart(num_hit)
         sequence.state = SequenceState.RUNNING
         insort(self._running, sequence, key=_RANK)
 
 
-def _scheduled(sequence: Sequence, num_tokens: int) -> ScheduledSequence:
-    return ScheduledSequence(
-        sequence, sequence.context_len, num_tokens, needs_logits=num_tokens == sequence.num_uncomputed_tokens
-    )
+def _item(sequence: Sequence, budget: int, num_reserved: int) -> ScheduledSequence:
+    """As many known tokens as the budget allows, and after the last one drafts that leave `num_reserved` rows."""
+    num_tokens = min(sequence.num_uncomputed_tokens, budget)
+    assert num_tokens > 0, f"{sequence.request_id} runs without a token to compute"
+    needs_logits = num_tokens == sequence.num_uncomputed_tokens
+    num_drafts = min(budget - num_tokens - num_reserved, sequence.num_left - 1) if needs_logits else 0
+    drafts = sequence.drafting.drafts[: max(0, num_drafts)]
+    return ScheduledSequence(sequence, sequence.context_len, num_tokens, needs_logits, drafts)

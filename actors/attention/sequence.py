@@ -24,6 +24,7 @@ from actors.messages import (
 from actors.sampling.penalties import PenaltyCounts, has_penalties
 from actors.sampling.rng import fresh_seed
 from actors.sampling.sampler import SamplingRow
+from actors.speculative.state import DraftState
 
 
 class SequenceState(StrEnum):
@@ -48,6 +49,7 @@ class Sequence:
         deadline: float,
         max_model_len: int,
         eos_token_ids: Iterable[int] = (),
+        num_draft_modules: int = 0,
     ) -> None:
         spec = request.sampling
         self.request = request
@@ -57,6 +59,7 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.kv = SequenceKv()
+        self.drafting = DraftState(num_draft_modules)
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self.seed = fresh_seed() if spec.seed is None else spec.seed
@@ -88,6 +91,11 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Known tokens that are not in the KV cache; 1 while decoding."""
         return len(self.token_ids) - self.kv.num_tokens
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self._max_len - len(self.token_ids)
 
     @property
     def num_completion_tokens(self) -> int:
@@ -136,6 +144,7 @@ class Sequence:
             logprobs=tuple(self._unreported_logprobs),
             finish_reason=self.finish_reason,
             num_cached_tokens=0 if self._has_reported else self.num_cached_tokens,
+            draft_counts=self.drafting.take_counts(),
             error=self.error,
         )
         self._has_reported, self._has_ended = True, self.is_finished

@@ -17,10 +17,11 @@ from torch import Tensor
 from actors.attention.batch import build_batch, split
 from actors.attention.scheduler import Schedule, ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence
+from actors.attention.speculation import Speculation
 from actors.errors import ActorError
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, SamplingSpec, TokenEvent
 from actors.model.decoder import Decoder, run_passes
-from actors.sampling.sampler import RowFailure, SampledToken, Sampler
+from actors.sampling.sampler import LogitRows, RowFailure, Sampler
 from routing.dispatcher import Dispatcher
 from routing.errors import TransportError
 
@@ -41,24 +42,34 @@ class BatchShape:
 
 
 @dataclass(frozen=True)
-class Logits:
-    """rows: float32 [R, V], the next-token logits of R sequences."""
+class Computed:
+    """What the trunk made of the items that worked: hidden, [T, H] of all their rows, and logits, float32 [R, V] of
+    those that were asked for, both in the order of `items`."""
 
-    sequences: tuple[Sequence, ...]
-    rows: Tensor
+    items: tuple[ScheduledSequence, ...]
+    hidden: Tensor
+    logits: Tensor
 
 
 class EngineStep:
     """Sequences in, token events out. One thread calls it."""
 
     def __init__(
-        self, scheduler: Scheduler, decoder: Decoder, dispatcher: Dispatcher, sampler: Sampler, shape: BatchShape
+        self,
+        scheduler: Scheduler,
+        decoder: Decoder,
+        dispatcher: Dispatcher,
+        sampler: Sampler,
+        shape: BatchShape,
+        speculation: Speculation | None = None,
     ) -> None:
+        """speculation: None to decode one token at a time."""
         self.scheduler = scheduler
         self._decoder = decoder
         self._dispatcher = dispatcher
         self._sampler = sampler
         self._shape = shape
+        self._speculation = speculation
         self._news: dict[str, Sequence] = {}  # sequences with something to report
         self.step_id = 0
         self.is_suspect = False  # every sequence of the last step failed: is it them, or is it us?
@@ -85,10 +96,13 @@ class EngineStep:
         schedule = self.scheduler.schedule()
         if not schedule.items:
             return
-        logits = self._forward(schedule)
+        if self._speculation is not None:
+            self._speculation.begin()
+        computed = self._forward(schedule)
         self.scheduler.commit(schedule)
-        sampled = self._sampler.sample(logits.rows, [sequence.sampling_row() for sequence in logits.sequences])
-        self._accept(logits.sequences, sampled)
+        self._verify(computed)
+        if self._speculation is not None:
+            self._speculation.draft(computed.items)
         self.step_id += 1
 
     def take_events(self) -> list[TokenEvent]:
@@ -118,7 +132,7 @@ class EngineStep:
             raise ActorError(f"a token of our own could not be computed: {sequence.error}")
         self.is_suspect = False
 
-    def _forward(self, schedule: Schedule) -> Logits:
+    def _forward(self, schedule: Schedule) -> Computed:
         """Logits of the sequences that need them. A sequence whose computation fails is ended, alone."""
         try:
             return self._forward_items(schedule.items)
@@ -128,12 +142,14 @@ class EngineStep:
         except Exception:
             logger.exception("a batch of %d sequences failed; computing each alone", len(schedule.items))
         alone = [self._forward_alone(item) for item in schedule.items]
-        done = [logits for logits in alone if logits is not None]
+        done = [computed for computed in alone if computed is not None]
         self.is_suspect = not done
-        sequences = tuple(sequence for logits in done for sequence in logits.sequences)
-        return Logits(sequences, torch.cat([logits.rows for logits in done]) if done else torch.empty((0, 1)))
+        if not done:
+            return Computed((), torch.empty((0, 1)), torch.empty((0, 1)))
+        items = tuple(item for computed in done for item in computed.items)
+        return Computed(items, *(torch.cat(parts) for parts in zip(*((c.hidden, c.logits) for c in done), strict=True)))
 
-    def _forward_alone(self, item: ScheduledSequence) -> Logits | None:
+    def _forward_alone(self, item: ScheduledSequence) -> Computed | None:
         try:
             return self._forward_items((item,))
         except TransportError:
@@ -143,7 +159,7 @@ class EngineStep:
             self._fail(item.sequence, FAILED)
             return None
 
-    def _forward_items(self, items: SequenceOf[ScheduledSequence]) -> Logits:
+    def _forward_items(self, items: SequenceOf[ScheduledSequence]) -> Computed:
         shape = self._shape
         parts = split(items) if shape.num_microbatches > 1 else (items,)
         batches = [
@@ -156,16 +172,35 @@ class EngineStep:
         ]
         hidden = run_passes(passes, self._dispatcher)
         chosen = torch.cat([rows[batch.logit_rows] for rows, batch in zip(hidden, batches, strict=True)])
-        sequences = tuple(sequence for batch in batches for sequence in batch.logit_sequences)
-        return Logits(sequences, self._decoder.logits(chosen))
+        return Computed(tuple(items), torch.cat(hidden), self._decoder.logits(chosen))
 
-    def _accept(self, sequences: SequenceOf[Sequence], sampled: SequenceOf[SampledToken | RowFailure]) -> None:
-        for sequence, result in zip(sequences, sampled, strict=True):
+    def _verify(self, computed: Computed) -> None:
+        """A new token for every item that reached its last known one, and one more for each draft that was right."""
+        logits = self._sampler.open(computed.logits)
+        first_logit, first_row = 0, 0
+        for item in computed.items:
+            num_accepted = self._accept(item, logits, first_logit)
+            if self._speculation is not None:
+                kept = item.num_tokens + num_accepted
+                self._speculation.verified(item, num_accepted, computed.hidden[first_row : first_row + kept])
+            first_logit += item.num_logits
+            first_row += item.num_rows
+
+    def _accept(self, item: ScheduledSequence, logits: LogitRows, first_logit: int) -> int:
+        """Tokens until a draft is wrong, the drafts are used up, or the sequence ends. Returns the drafts accepted."""
+        sequence = item.sequence
+        for num_accepted in range(item.num_logits):
+            draft = item.drafts[num_accepted] if num_accepted < len(item.drafts) else None
+            result = logits.token(first_logit + num_accepted, sequence.sampling_row(), draft)
             if isinstance(result, RowFailure):
                 self._fail(sequence, RequestError(ErrorKind.INTERNAL, result.message))
-            else:
-                self.scheduler.accept(sequence, result.token_id, result.logprob)
-        self._note(sequences)
+                return num_accepted
+            self.scheduler.accept(sequence, result.token_id, result.logprob)
+            self._note([sequence])
+            if draft is None or sequence.is_finished or result.token_id != draft.token_id:
+                return num_accepted
+            self.scheduler.commit_draft(sequence)
+        return 0
 
     def _fail(self, sequence: Sequence, error: RequestError) -> None:
         self.scheduler.finish(sequence, FinishReason.ERROR, error)

@@ -113,6 +113,7 @@ def merge(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         logprobs=first.logprobs + second.logprobs,
         finish_reason=second.finish_reason,
         num_cached_tokens=first.num_cached_tokens + second.num_cached_tokens,
+        draft_counts=first.draft_counts + second.draft_counts,
         error=second.error,
     )
 

@@ -1,7 +1,8 @@
 """KvCache: the blocks of every sequence in both pools. The scheduler is its only user; it knows no tensors.
 
 Rows move through three calls: `append` reserves slots, the forward pass writes them, `commit` counts them as computed,
-publishes complete blocks for reuse and lets go of sliding blocks that no later row can see.
+and `settle` says that they will not be written again: complete blocks are published for reuse, and sliding blocks that
+no later row can see are let go. Without draft modules every row is settled when it is committed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.cache.blocks import BlockPool, KvLayout
-from actors.cache.prefix_index import PrefixIndex, extend_keys
+from actors.cache.prefix_index import PrefixIndex, extend_keys, extend_sliding_keys
 
 INITIAL_CAPACITY = 16
 
@@ -70,14 +71,17 @@ class BlockTable:
 class SequenceKv:
     """What the cache knows of one sequence. Only KvCache changes it.
 
-    num_tokens: positions computed. keys: prefix-cache keys of its full blocks; they outlive a preemption.
+    num_tokens: positions computed. num_settled: positions that will not be written again, at most as many.
+    keys, sliding_keys: prefix-cache keys of its complete blocks in either pool; they outlive a preemption.
     """
 
     def __init__(self) -> None:
         self.full = BlockTable()
         self.sliding = BlockTable()
         self.num_tokens = 0
+        self.num_settled = 0
         self.keys: list[bytes] = []
+        self.sliding_keys: list[bytes] = []
         self.num_published = 0
 
 
@@ -129,17 +133,14 @@ class KvCache:
         num_blocks = self._hit_blocks(kv, token_ids)
         self._open.add(kv)
         if num_blocks:
-            keys = kv.keys[:num_blocks]
-            self._share(kv, self._index.full_blocks(keys), self._index.sliding_blocks(keys))
-        kv.num_tokens = num_blocks * self.layout.block_size
+            self._share(kv, *self._blocks_of_hit(kv, num_blocks))
+        kv.num_tokens = kv.num_settled = num_blocks * self.layout.block_size
         kv.num_published = num_blocks
         return kv.num_tokens
 
     def can_admit(self, kv: SequenceKv, token_ids: Sequence[int], *, max_rows: int, reserved_blocks: int) -> bool:
         """Whether all of `token_ids` fit, computed `max_rows` at a time, leaving `reserved_blocks` full blocks."""
-        keys = kv.keys[: self._hit_blocks(kv, token_ids)]
-        full_hits = self._index.full_blocks(keys)
-        sliding_hits = self._index.sliding_blocks(keys)
+        full_hits, sliding_hits = self._blocks_of_hit(kv, self._hit_blocks(kv, token_ids))
         full_need = self.layout.num_blocks(len(token_ids)) - len(full_hits)
         sliding_need = self._max_sliding(len(token_ids), max_rows) - len(sliding_hits)
         return (
@@ -163,10 +164,18 @@ class KvCache:
         """Count `num_tokens` appended rows as computed. `token_ids`: the sequence's, at least up to them."""
         kv.num_tokens += num_tokens
         assert self.layout.num_blocks(kv.num_tokens) <= kv.full.num_blocks, "rows are committed that were not appended"
+        if not self.layout.num_draft_modules:
+            self.settle(kv, token_ids, kv.num_tokens)
+
+    def settle(self, kv: SequenceKv, token_ids: Sequence[int], num_settled: int) -> None:
+        """The first `num_settled` rows, at least as many as before, will not be written again in any layer."""
+        assert kv.num_settled <= num_settled <= kv.num_tokens, "rows are settled that were not committed"
+        assert kv.num_tokens - num_settled <= max(1, self.layout.max_unsettled), "too many rows await their drafts"
+        kv.num_settled = num_settled
         if self._enable_prefix_cache:
             self._publish(kv, token_ids)
         if self.layout.window:
-            self._sliding.free(kv.sliding.drop_before(self.layout.first_live_block(kv.num_tokens)))
+            self._sliding.free(kv.sliding.drop_before(self.layout.first_live_block(num_settled)))
 
     def distrust(self, kv: SequenceKv) -> None:
         """What this sequence computed or shared may be wrong: nobody may find a block of its prefix any more.
@@ -174,14 +183,14 @@ class KvCache:
         Goes by key, so it reaches blocks that it has dropped or released, and those that others published. Whoever
         holds such a block keeps it.
         """
-        self._index.withdraw(kv.keys)
+        self._index.withdraw(kv.keys, kv.sliding_keys)
 
     def release(self, kv: SequenceKv) -> None:
         """Give back every block. Complete ones stay findable until evicted, a chain's end before its beginning."""
         self._full.free(reversed(kv.full.live_ids))
         self._sliding.free(reversed(kv.sliding.live_ids))
         kv.full, kv.sliding = BlockTable(), BlockTable()
-        kv.num_tokens = kv.num_published = 0
+        kv.num_tokens = kv.num_settled = kv.num_published = 0
         self._open.discard(kv)
 
     def check(self) -> None:
@@ -197,8 +206,22 @@ class KvCache:
     def _hit_blocks(self, kv: SequenceKv, token_ids: Sequence[int]) -> int:
         if not self._enable_prefix_cache:
             return 0
+        self._extend_keys(kv, token_ids)
+        # What the rows of draft modules read must be known, and a row be left whose logits give the next token.
+        num_left = max(1, self.layout.num_draft_modules)
+        num_blocks = max(0, len(token_ids) - num_left) // self.layout.block_size
+        return self._index.longest_hit(kv.keys[:num_blocks], kv.sliding_keys[:num_blocks])
+
+    def _blocks_of_hit(self, kv: SequenceKv, num_blocks: int) -> tuple[list[int], list[int]]:
+        """Full and sliding blocks."""
+        return (
+            self._index.full_blocks(kv.keys[:num_blocks]),
+            self._index.sliding_blocks(kv.sliding_keys[:num_blocks]),
+        )
+
+    def _extend_keys(self, kv: SequenceKv, token_ids: Sequence[int]) -> None:
         extend_keys(kv.keys, token_ids, self.layout.block_size)
-        return self._index.longest_hit(kv.keys[: (len(token_ids) - 1) // self.layout.block_size])
+        extend_sliding_keys(kv.sliding_keys, kv.keys, token_ids, self.layout)
 
     def _share(self, kv: SequenceKv, full_ids: list[int], sliding_ids: list[int]) -> None:
         self._full.share(full_ids)
@@ -214,11 +237,13 @@ class KvCache:
         return max(0, need - kv.full.num_blocks), max(0, sliding)
 
     def _publish(self, kv: SequenceKv, token_ids: Sequence[int]) -> None:
-        start, end = kv.num_published, kv.num_tokens // self.layout.block_size
+        start, end = kv.num_published, kv.num_settled // self.layout.block_size
         if end > start:
-            extend_keys(kv.keys, token_ids, self.layout.block_size)
+            self._extend_keys(kv, token_ids)
             ids = slice(start, end)
-            self._index.publish(kv.keys[ids], kv.full.ids[ids].tolist(), kv.sliding.ids[ids].tolist())
+            self._index.publish(kv.keys[ids], kv.full.ids[ids].tolist())
+            if self.layout.window:
+                self._index.publish_sliding(kv.sliding_keys[ids], kv.sliding.ids[ids].tolist())
             kv.num_published = end
 
     def _max_sliding(self, max_tokens: int, max_rows: int) -> int:
@@ -227,7 +252,7 @@ class KvCache:
         return min(self.layout.num_blocks(max_tokens), self.layout.max_sliding_blocks(min(max_rows, max_tokens)))
 
     def _first_live(self, kv: SequenceKv) -> int:
-        return min(kv.sliding.num_blocks, self.layout.first_live_block(kv.num_tokens))
+        return min(kv.sliding.num_blocks, self.layout.first_live_block(kv.num_settled))
 
 
 def _usage(pool: BlockPool) -> float:

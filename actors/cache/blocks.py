@@ -16,14 +16,22 @@ class KvLayout:
     """Positions to blocks.
 
     block_size: tokens per block. window: keys a sliding row sees, itself included; 0 if the model has no sliding layer.
+    num_draft_modules: layers of the sliding pool whose row p depends on tokens up to p + num_draft_modules, so the last
+    rows of a sequence are written again. max_unsettled: rows that may await this.
     """
 
     block_size: int
     window: int
+    num_draft_modules: int = 0
+    max_unsettled: int = 0
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.window < 0:
             raise ValueError(f"block_size must be at least 1 and window at least 0, got {self}")
+        if not 0 <= self.num_draft_modules <= self.block_size:
+            raise ValueError(f"{self.num_draft_modules} draft modules need a block_size of as many, got {self}")
+        if self.num_draft_modules and not self.window:
+            raise ValueError("draft modules attend to a sliding window; the model has none")
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that hold positions 0..num_tokens-1."""
@@ -38,7 +46,7 @@ class KvLayout:
         if self.window == 0 or num_rows < 1:
             return 0
         # A run of n positions that starts anywhere in a block touches at most ceil((n - 1) / block_size) + 1 blocks.
-        return self.num_blocks(self.window - 2 + num_rows) + 1
+        return self.num_blocks(self.window - 2 + num_rows + self.max_unsettled) + 1
 
 
 class BlockPool:

@@ -69,6 +69,15 @@ class HeadWeights:
 
 
 @dataclass(frozen=True)
+class DraftInputWeights:
+    """embed_norm, hidden_norm: [H]. projection: [H, 2H], embedding first."""
+
+    embed_norm: Tensor
+    hidden_norm: Tensor
+    projection: Tensor
+
+
+@dataclass(frozen=True)
 class LayerKV:
     """One layer's paged cache. keys, values: [num_blocks, block_size, G, D]; keys are normed and rotated."""
 
@@ -150,6 +159,10 @@ class Kernels(Protocol):
 
         Returns the unweighted output of every pair, [P, H], in the order given.
         """
+        ...
+
+    def draft_input(self, embedded: Tensor, hidden: Tensor, weights: DraftInputWeights) -> Tensor:
+        """What enters a draft module's layer: both norms, concatenated, projected. [T, H], [T, H] -> [T, H]."""
         ...
 
     def head(self, hidden: Tensor, weights: HeadWeights) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from actors.errors import KernelError
 
-OPERATIONS = ("attention_half", "dense_half", "gate", "shared_expert", "expert_mlp", "head")
+OPERATIONS = ("attention_half", "dense_half", "gate", "shared_expert", "expert_mlp", "draft_input", "head")
 
 # (operation, device type) -> families beside the reference, each "module:class" of a partial Kernels.
 _FAMILIES: dict[str, dict[tuple[str, str], str]] = {
@@ -34,6 +34,7 @@ class KernelSet:
     gate: Callable[..., Any]
     shared_expert: Callable[..., Any]
     expert_mlp: Callable[..., Any]
+    draft_input: Callable[..., Any]
     head: Callable[..., Any]
 
 

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from actors.messages import SamplingSpec, TokenLogprob
+from actors.sampling.draws import draw
 from actors.sampling.penalties import PenaltyCounts, has_penalties
-from actors.sampling.rng import uniform
+from actors.sampling.rng import Purpose, uniform
+from actors.speculative.state import Draft
+from actors.speculative.verify import verified_token
 
 logger = logging.getLogger(__name__)
 
@@ -83,35 +86,61 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | RowFailure]:
         """One result per row. logits: float32 [R, V], unchanged."""
         assert logits.shape[0] == len(rows), f"{logits.shape[0]} rows of logits for {len(rows)} rows to sample"
-        if not rows:
-            return []
-        valid = logits[:, : self._valid_vocab_size]
-        low, high = torch.aminmax(valid, dim=-1)  # NaN spreads to both
-        finite = (torch.isfinite(low) & torch.isfinite(high)).tolist()
-        greedy = torch.argmax(valid, dim=-1).tolist() if any(row.is_plain_greedy for row in rows) else []
-        results: list[SampledToken | RowFailure] = []
-        for idx, row in enumerate(rows):
-            if not finite[idx]:
-                results.append(RowFailure(NOT_FINITE))
-            elif row.is_plain_greedy:
-                results.append(SampledToken(greedy[idx]))
-            else:
-                results.append(self._sample_guarded(logits[idx], row))
-        return results
+        opened = self.open(logits)
+        return [opened.token(idx, row) for idx, row in enumerate(rows)]
 
-    def _sample_guarded(self, logits: Tensor, row: SamplingRow) -> SampledToken | RowFailure:
+    def open(self, logits: Tensor) -> LogitRows:
+        """Rows whose tokens are asked for one by one, because what one becomes decides how the next is chosen."""
+        return LogitRows(logits, self._valid_vocab_size)
+
+    def draft(self, logits: Tensor, rows: Sequence[SamplingRow], num_ahead: int, *, is_sampled: bool) -> list[Draft]:
+        """One draft per row. logits: float32 [R, V]. num_ahead: tokens between the row's position and the draft's.
+
+        The likeliest token; with `is_sampled`, where the request samples, one drawn from the distribution that its
+        parameters make of these logits.
+        """
+        greedy = torch.argmax(logits[:, : self._valid_vocab_size], dim=-1).tolist()
+        drafts = []
+        for idx, row in enumerate(rows):
+            if not is_sampled or row.spec.temperature == 0.0:
+                drafts.append(Draft(greedy[idx]))
+                continue
+            proposal = probabilities(logits[idx], row, self._valid_vocab_size)
+            u = uniform(row.seed, row.position + num_ahead, Purpose.DRAFT)
+            drafts.append(Draft(draw(proposal, u), proposal))
+        return drafts
+
+
+class LogitRows:
+    """The rows of logits of one step. Greedy choices and the check for NaN are made for all rows at once."""
+
+    def __init__(self, logits: Tensor, valid_vocab_size: int) -> None:
+        self._logits, self._valid_vocab_size = logits, valid_vocab_size
+        valid = logits[:, :valid_vocab_size]
+        if not logits.shape[0]:
+            return
+        low, high = torch.aminmax(valid, dim=-1)  # NaN spreads to both
+        self._is_finite = (torch.isfinite(low) & torch.isfinite(high)).tolist()
+        self._greedy = torch.argmax(valid, dim=-1).tolist()
+
+    def token(self, idx: int, row: SamplingRow, draft: Draft | None = None) -> SampledToken | RowFailure:
+        """The token of one row; with a draft, by the rule of `actors.speculative.verify`."""
+        if not self._is_finite[idx]:
+            return RowFailure(NOT_FINITE)
+        if row.is_plain_greedy:
+            return SampledToken(self._greedy[idx])
         try:
-            return self._sample_row(logits, row)
+            return self._sample(self._logits[idx], row, draft)
         # Whatever one request's parameters provoke must not fail the others.
         except Exception:
             logger.exception("sampling a row failed")
             return RowFailure(FAILED)
 
-    def _sample_row(self, logits: Tensor, row: SamplingRow) -> SampledToken | RowFailure:
+    def _sample(self, logits: Tensor, row: SamplingRow, draft: Draft | None) -> SampledToken | RowFailure:
         adjusted = adjusted_logits(logits, row, self._valid_vocab_size)
         if adjusted.max() == -torch.inf:
             return RowFailure(ALL_MASKED)
-        token_id = _choose(adjusted, row)
+        token_id = _choose(adjusted, row, draft)
         if row.spec.logprobs is None:
             return SampledToken(token_id)
         return SampledToken(token_id, token_logprob(logits[: self._valid_vocab_size], token_id, row.spec.logprobs))
@@ -164,14 +193,6 @@ def filtered_weights(adjusted: Tensor, spec: SamplingSpec) -> Tensor:
     return weights
 
 
-def draw(weights: Tensor, u: float) -> int:
-    """The token where the cumulative sum of `weights` [V] passes u of its total, u in [0, 1); never one of weight 0."""
-    cumulative = torch.cumsum(weights, dim=-1)
-    idx = int(torch.searchsorted(cumulative, cumulative[-1:] * u, right=True))
-    # Rounding may lift the target to the total: the last token that can occur is meant.
-    return idx if idx < len(weights) else int(weights.nonzero()[-1])
-
-
 def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
     """Log-softmax of the unmodified logits [V] (before masks, penalties, bias, temperature and filters), natural log.
 
@@ -189,10 +210,15 @@ def token_logprob(logits: Tensor, token_id: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, float(logprobs[token_id]), top)
 
 
-def _choose(adjusted: Tensor, row: SamplingRow) -> int:
+def _choose(adjusted: Tensor, row: SamplingRow, draft: Draft | None) -> int:
     if row.spec.temperature == 0.0:
         return int(torch.argmax(adjusted))
-    return draw(filtered_weights(adjusted, row.spec), uniform(row.seed, row.position))
+    weights = filtered_weights(adjusted, row.spec)
+    u = uniform(row.seed, row.position)
+    if draft is None or draft.probabilities is None:
+        return draw(weights, u)
+    u_accept = uniform(row.seed, row.position, Purpose.ACCEPTANCE)
+    return verified_token(weights / weights.sum(), draft.token_id, draft.probabilities, u_accept, u)
 
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:

@@ -43,9 +43,9 @@ ALLOWED_DTYPES: Mapping[TensorKind, tuple[str, ...]] = {
 class CheckpointSummary:
     """What a sound checkpoint holds, in stored bytes, and what ranks hold of it in memory.
 
-    num_parameters: all tensors but the fp8 scales. attention_bytes: what each attention rank reads. mtp_bytes: the
-    draft modules, which are checked and not read. rank_bytes: what each EP rank reads under the linear map without
-    redundant experts. held_*: what is in memory after that, with param_dtype auto.
+    num_parameters: all tensors but the fp8 scales. attention_bytes: what each attention rank reads of the trunk.
+    mtp_bytes: the draft modules, of which an attention rank reads those it uses. rank_bytes: what each EP rank reads
+    under the linear map without redundant experts. held_*: what is in memory after that, with param_dtype auto.
     dtype: safetensors code of the tensors that are not quantised.
     """
 

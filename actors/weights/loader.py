@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.kernels.contract import AttentionWeights, ExpertWeights, GateWeights, HeadWeights, MlpWeights
+from actors.kernels.contract import (
+    AttentionWeights,
+    DraftInputWeights,
+    ExpertWeights,
+    GateWeights,
+    HeadWeights,
+    MlpWeights,
+)
 from actors.model.config import Fp8Config, LayerSpec, ModelConfig
 from actors.weights.formats import TORCH_DTYPES
 from actors.weights.plan import ProjectionSlice, SlotPlan, TensorSlice, detect_layout, expert_plan
@@ -44,15 +51,15 @@ def load_attention_weights(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    include_mtp: bool = False,
+    num_draft_modules: int = 0,
 ) -> AttentionTierWeights:
-    """Everything an attention rank holds; `mtp` is empty unless asked for. Raises CheckpointError on a failed read."""
+    """Everything an attention rank holds, with the first draft modules. Raises CheckpointError on a failed read."""
     loader = _AttentionLoader(source, config, dtype, torch.device(device))
     return AttentionTierWeights(
         embed=loader.tensor(embedding(config)),
         layers=tuple(loader.layer(spec) for spec in config.layers),
         head=HeadWeights(**loader.group(head_group(config))),
-        mtp=tuple(loader.mtp(spec) for spec in config.mtp_layers if include_mtp),
+        mtp=tuple(loader.mtp(spec) for spec in config.mtp_layers[:num_draft_modules]),
     )
 
 
@@ -116,7 +123,7 @@ class _AttentionLoader:
 
     def mtp(self, spec: LayerSpec) -> MtpWeights:
         return MtpWeights(
-            **self.group(mtp_group(self._config, spec)),
+            input=DraftInputWeights(**self.group(mtp_group(self._config, spec))),
             layer=self.layer(spec),
             head=HeadWeights(**self.group(mtp_head_group(self._config, spec))),
         )

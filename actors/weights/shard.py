@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from actors.kernels.contract import AttentionWeights, GateWeights, HeadWeights, MlpWeights
+from actors.kernels.contract import AttentionWeights, DraftInputWeights, GateWeights, HeadWeights, MlpWeights
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,16 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class MtpWeights:
-    """One draft module. embed_norm, hidden_norm: [H]. projection: [H, 2H], embedding first. head: its own."""
+    """One draft module, with a head of its own."""
 
-    embed_norm: Tensor
-    hidden_norm: Tensor
-    projection: Tensor
+    input: DraftInputWeights
     layer: LayerWeights
     head: HeadWeights
 
 
 @dataclass(frozen=True)
 class AttentionTierWeights:
-    """Everything one attention rank holds. embed: [V, H]. mtp: empty when the modules were not asked for."""
+    """Everything one attention rank holds. embed: [V, H]. mtp: the draft modules that were asked for."""
 
     embed: Tensor
     layers: tuple[LayerWeights, ...]

@@ -104,7 +104,7 @@ def embedding(config: ModelConfig) -> TensorSpec:
 
 
 def mtp_group(config: ModelConfig, layer: LayerSpec) -> Group:
-    """The tensors of `MtpWeights` besides its layer and head."""
+    """The tensors of a draft module's `DraftInputWeights`."""
     prefix, hidden = _prefix(layer), config.hidden_size
     return {
         "embed_norm": TensorSpec(f"{prefix}enorm.weight", (hidden,)),

@@ -201,7 +201,15 @@ def _head_fields(head: AnswerHead, kind: str, **rest: object) -> dict[str, Any]:
 
 
 def _usage_fields(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage, and `speculation`, a field of our own, where drafts were possible."""
+    counts = usage.draft_counts
+    speculation = {
+        "drafted": list(counts.drafted),
+        "accepted": list(counts.accepted),
+        "mean_acceptance_length": round(counts.mean_acceptance_length, 3),
+    }
     return {
+        **({"speculation": speculation} if counts.num_steps else {}),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

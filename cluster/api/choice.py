@@ -6,7 +6,15 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent, TokenLogprob
+from actors.messages import (
+    NO_DRAFTS,
+    ErrorKind,
+    FinishReason,
+    GenerateRequest,
+    RequestError,
+    TokenEvent,
+    TokenLogprob,
+)
 from cluster.api.errors import ANSWERS
 from cluster.api.reasoning import ReasoningSplitter
 from cluster.api.stop import StopMatcher
@@ -96,6 +104,7 @@ class Choice:
         self.num_completion_tokens = 0
         self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
+        self.draft_counts = NO_DRAFTS
         self.is_finished = False
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=plan.skip_special_tokens)
         self._splitter = ReasoningSplitter(
@@ -115,6 +124,7 @@ class Choice:
         """
         _raise_failure(event)
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
+        self.draft_counts += event.draft_counts
         news = _News()
         self._push_tokens(event, news)
         if event.finish_reason is not None and not self._matcher.is_matched:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 
-from actors.messages import ErrorKind
+from actors.messages import NO_DRAFTS, DraftCounts, ErrorKind
 from cluster.api.choice import Choice, ChoicePlan, Delta
 from cluster.api.engine import Engine
 from cluster.api.errors import ANSWERS
@@ -29,6 +29,7 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    draft_counts: DraftCounts = NO_DRAFTS
 
 
 class Generation:
@@ -73,6 +74,7 @@ class Generation:
             completion_tokens=sum(choice.num_completion_tokens for choice in self._choices),
             cached_tokens=sum(choice.num_cached_tokens for choice in first_of_prompt),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
+            draft_counts=sum((choice.draft_counts for choice in self._choices), NO_DRAFTS),
         )
 
     async def next(self, patience_s: float) -> Delta | None:

@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "kernels": ("ops.bench.kernels",),
     "memory": ("ops.bench.memory",),
     "decode": ("ops.bench.decode",),
+    "speculation": ("ops.bench.speculation",),
 }
 
 

@@ -99,10 +99,8 @@ class DenseModel:
     def _module(
         self, token_ids: Tensor, hidden: Tensor, spec: LayerSpec, module: MtpWeights, inputs: AttentionInputs
     ) -> Tensor:
-        eps = self.config.rms_norm_eps
         embedded = functional.embedding(token_ids, self._weights.embed).to(hidden.dtype)
-        parts = (rms_norm(embedded, module.embed_norm, eps), rms_norm(hidden, module.hidden_norm, eps))
-        x = functional.linear(torch.cat(parts, dim=-1), module.projection.to(hidden.dtype))
+        x = self._kernels.draft_input(embedded, hidden, module.input)
         x = self._kernels.attention_half(x, module.layer.attention, spec, inputs, _NO_CACHE)
         half = module.layer.ffn
         assert isinstance(half, DenseWeights)  # draft modules have no experts
@@ -128,6 +126,7 @@ class _DenseKernels:
         self.dense_half = self._reference.dense_half
         self.shared_expert = self._reference.shared_expert
         self.expert_mlp = self._reference.expert_mlp
+        self.draft_input = self._reference.draft_input
         self.head = self._reference.head
         self.routing: list[RoutingRecord] = []
         self._masks: dict[int, Tensor] = {}

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from actors.kernels.contract import AttentionWeights, ExpertWeights, GateWeights, HeadWeights, MlpWeights
+from actors.kernels.contract import (
+    AttentionWeights,
+    DraftInputWeights,
+    ExpertWeights,
+    GateWeights,
+    HeadWeights,
+    MlpWeights,
+)
 from actors.model.config import LayerSpec, ModelConfig
 from actors.weights.plan import expected_tensors
 from actors.weights.shard import AttentionTierWeights, DenseWeights, LayerWeights, MoeWeights, MtpWeights
@@ -118,7 +125,7 @@ def _layer(config: ModelConfig, spec: LayerSpec, tensors: Tensors) -> LayerWeigh
 
 def _mtp(config: ModelConfig, spec: LayerSpec, tensors: Tensors) -> MtpWeights:
     return MtpWeights(
-        **_group(mtp_group(config, spec), tensors),
+        input=DraftInputWeights(**_group(mtp_group(config, spec), tensors)),
         layer=_layer(config, spec, tensors),
         head=HeadWeights(**_group(mtp_head_group(config, spec), tensors)),
     )

@@ -57,7 +57,7 @@ def test_check_tells_what_is_read_from_what_is_held(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["check", str(tmp_path), "--ep-size", "4"])
     (row,) = (line for line in result.output.splitlines() if "expert 0" in line)
     assert re.findall(r"[\d.]+ MiB", row) == ["0.1 MiB", f"{held / 2**20:.1f} MiB"]
-    assert re.search(r"MTP modules: [\d.]+ MiB, checked, not loaded", result.output)
+    assert re.search(r"3 draft modules: [\d.]+ MiB more for each attention rank", result.output)
     assert "6 layers " in result.output
 
 

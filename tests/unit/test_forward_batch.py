@@ -41,7 +41,7 @@ def test_a_step_of_decode_and_chunk_is_laid_out_by_hand() -> None:
     assert batch.token_ids.tolist() == [77, *range(20, 31)]
     assert batch.positions.tolist() == [3, *range(11)]
     assert batch.logit_rows.tolist() == [0]
-    assert [sequence.request_id for sequence in batch.logit_sequences] == ["short"]
+    assert [item.sequence.request_id for item in batch.logit_items] == ["short"]
     assert [(s.first_row, s.num_rows, s.first_position) for s in batch.full.sequences] == [(0, 1, 3), (1, 11, 0)]
     assert batch.token_ids.dtype == batch.positions.dtype == batch.logit_rows.dtype == torch.int64
 
@@ -57,8 +57,8 @@ def test_slots_follow_the_block_tables_through_a_whole_generation() -> None:
         for inputs in (batch.full, batch.sliding):
             _check_slots(inputs)
         scheduler.commit(schedule)
-        for sequence in batch.logit_sequences:
-            scheduler.accept(sequence, 1)
+        for item in batch.logit_items:
+            scheduler.accept(item.sequence, 1)
 
 
 def _check_slots(inputs: AttentionInputs) -> None:
@@ -83,8 +83,8 @@ def test_keys_written_through_the_slots_are_there_when_a_row_reads_its_window() 
         for pool, inputs, window in (("full", batch.full, 1000), ("sliding", batch.sliding, WINDOW)):
             _write_and_read(pools[pool], batch, inputs, window)
         scheduler.commit(schedule)
-        for sequence in batch.logit_sequences:
-            scheduler.accept(sequence, 1)
+        for item in batch.logit_items:
+            scheduler.accept(item.sequence, 1)
 
 
 def _write_and_read(pool: torch.Tensor, batch: ForwardBatch, inputs: AttentionInputs, window: int) -> None:

@@ -14,6 +14,7 @@ from actors.errors import KernelError
 from actors.kernels import _native, registry
 from actors.kernels.contract import (
     AttentionInputs,
+    DraftInputWeights,
     GateWeights,
     HeadWeights,
     Kernels,
@@ -64,6 +65,18 @@ def test_head_equals_the_reference(rows: int, hidden: int, out: int, dtype: torc
     """Norm and product agree for odd and even sizes and both weight dtypes."""
     weights, x = layers.head_weights(out, hidden, dtype), torch.randn(rows, hidden)
     close(NativeKernels(EPS).head(x, weights), reference().head(x, weights))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 32), (7, 52), (19, 224)])
+def test_draft_input_equals_the_reference(rows: int, hidden: int, dtype: torch.dtype) -> None:
+    """Both norms and the product over their concatenation agree, and a row's bits do not depend on the others."""
+    norms = layers.norm(hidden, dtype), layers.norm(hidden, dtype)
+    weights = DraftInputWeights(*norms, projection=(torch.randn(hidden, 2 * hidden) * hidden**-0.5).to(dtype))
+    embedded, x = torch.randn(rows, hidden), torch.randn(rows, hidden)
+    together = NativeKernels(EPS).draft_input(embedded, x, weights)
+    close(together, reference().draft_input(embedded, x, weights))
+    assert torch.equal(together[:1], NativeKernels(EPS).draft_input(embedded[:1], x[:1], weights))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

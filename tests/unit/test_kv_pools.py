@@ -178,6 +178,45 @@ def test_a_distrusted_prefix_can_be_computed_and_found_again() -> None:
     cache.check()
 
 
+def _draft_cache(*sequences: list[int]) -> tuple[KvCache, list[SequenceKv]]:
+    """With three draft modules, after these sequences were computed; their last three rows await tokens."""
+    cache = KvCache(KvLayout(BLOCK_SIZE, WINDOW, 3, 8), num_full_blocks=32, num_sliding_blocks=32)
+    kvs = [SequenceKv() for _ in sequences]
+    for kv, token_ids in zip(kvs, sequences, strict=True):
+        for num_settled in range(1, len(token_ids) - 2, 4):
+            cache.append(kv, num_settled + 3 - kv.num_tokens)
+            cache.commit(kv, token_ids, num_settled + 3 - kv.num_tokens)
+            cache.settle(kv, token_ids, num_settled)
+            cache.check()
+    return cache, kvs
+
+
+def test_a_block_is_found_only_before_the_tokens_that_its_draft_rows_read() -> None:
+    """Three modules: the rows of a block depend on the three tokens behind it, and these must be in the prompt."""
+    tokens = list(range(16))
+    cache, _ = _draft_cache(tokens)
+    assert _hit(cache, [*tokens[:15], 99]) == 12
+    assert _hit(cache, [*tokens[:15]]) == 12
+    assert _hit(cache, [*tokens[:14], 99, 99]) == 8
+    assert _hit(cache, [*tokens[:14]]) == 8
+    assert _hit(cache, [*tokens[:12], 99]) == 8
+
+
+def test_sequences_that_part_behind_a_block_each_leave_their_own_of_it() -> None:
+    """One full block serves both continuations, in the sliding pool each has its own; distrust of one leaves one."""
+    beginning = list(range(12))
+    cache, (first, second) = _draft_cache([*beginning, 50, 51, 52, 53], [*beginning, 60, 61, 62, 63])
+    prompts = [[*beginning, 50, 51, 52, 9], [*beginning, 60, 61, 62, 9], [*beginning, 50, 61, 62, 9]]
+    assert [_hit(cache, prompt) for prompt in prompts] == [12, 12, 8]
+    cache.distrust(first)
+    cache.check()
+    assert [_hit(cache, prompt) for prompt in prompts] == [0, 0, 0]
+    for kv in (first, second):
+        cache.release(kv)
+    cache.check()
+    assert cache.usage == 0.0
+
+
 def test_without_prefix_cache_nothing_is_found() -> None:
     """The setting turns publication and lookup off."""
     cache, kv = _cache(enable_prefix_cache=False), SequenceKv()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.attention.config import AttentionConfig
+from actors.attention.config import AttentionConfig, MtpConfig
 from actors.local_cluster import LocalCluster, tokens_of
 from actors.messages import FinishReason, GenerateRequest, SamplingSpec
 from routing.dispatcher import DispatchHandle
@@ -16,6 +16,7 @@ from tests.fakes.checkpoint import write_checkpoint
 from tests.fakes.configs import tiny_config
 
 PROMPT = tuple(range(5, 45))
+FIXED = MtpConfig(mode="fixed")  # all modules in every step, so that no row waits for them and stays unshared
 
 
 @pytest.mark.parametrize("kernels", [("native", "reference"), ("reference",)], ids=["native", "reference"])
@@ -23,7 +24,9 @@ PROMPT = tuple(range(5, 45))
 def test_one_transient_nan_fails_one_request(tmp_path: Path, failing_call: int, kernels: tuple[str, ...]) -> None:
     """An expert answers NaN once. That request ends with an error; the next two get what a sound engine gives."""
     write_checkpoint(tmp_path, tiny_config(), seed=3)
-    config = AttentionConfig(block_size=4, max_running=4, max_step_tokens=24, max_model_len=64, kernels=kernels)
+    config = AttentionConfig(
+        block_size=4, max_running=4, max_step_tokens=24, max_model_len=64, kernels=kernels, mtp=FIXED
+    )
     spec = SamplingSpec(max_tokens=6, temperature=0.0, ignore_eos=True)
     expected = LocalCluster(tmp_path, config, ep_size=2).generate([GenerateRequest("sound", PROMPT, spec)])["sound"]
     cluster = LocalCluster(tmp_path, config, ep_size=2)

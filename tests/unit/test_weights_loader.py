@@ -182,11 +182,11 @@ def bytes_read_by_this_process() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-@pytest.mark.parametrize("include_mtp", [True, False])
-def test_attention_weights_are_the_stored_tensors(folder: Path, weights: dict[str, Tensor], include_mtp: bool) -> None:
+@pytest.mark.parametrize("num_modules", [0, 1, 2])
+def test_attention_weights_are_the_stored_tensors(folder: Path, weights: dict[str, Tensor], num_modules: int) -> None:
     """Every field holds the tensor of its name; only router and bias change their format."""
     with SafetensorsSource(folder) as source:
-        loaded = flatten(load_attention_weights(source, CONFIG, include_mtp=include_mtp))
+        loaded = flatten(load_attention_weights(source, CONFIG, num_draft_modules=num_modules))
     expected = {
         "embed": "model.embed_tokens.weight",
         "head.norm": "model.norm.weight",
@@ -206,23 +206,23 @@ def test_attention_weights_are_the_stored_tensors(folder: Path, weights: dict[st
         **{f"layers.2.attention.{x}": f"model.layers.2.self_attn.{x}_proj.weight" for x in "qkvo"},
     }
     draft_module = {
-        "mtp.1.embed_norm": "model.layers.5.enorm.weight",
-        "mtp.1.hidden_norm": "model.layers.5.hnorm.weight",
-        "mtp.1.projection": "model.layers.5.eh_proj.weight",
+        "mtp.1.input.embed_norm": "model.layers.5.enorm.weight",
+        "mtp.1.input.hidden_norm": "model.layers.5.hnorm.weight",
+        "mtp.1.input.projection": "model.layers.5.eh_proj.weight",
         "mtp.1.layer.attention.q": "model.layers.5.self_attn.q_proj.weight",
         "mtp.1.layer.ffn.mlp.up": "model.layers.5.mlp.up_proj.weight",
         "mtp.1.head.norm": "model.layers.5.transformer.shared_head.norm.weight",
         "mtp.1.head.output": "model.layers.5.transformer.shared_head.output.weight",
     }
-    for path, name in (expected | draft_module if include_mtp else expected).items():
+    for path, name in (expected | draft_module if num_modules > 1 else expected).items():
         assert torch.equal(loaded[path], weights[name]), path
-    assert any(path.startswith("mtp") for path in loaded) == include_mtp
+    assert {path.split(".")[1] for path in loaded if path.startswith("mtp")} == set("01"[:num_modules])
 
 
 def test_each_attention_tensor_is_loaded_once(weights: dict[str, Tensor]) -> None:
     """No stored tensor of the role is left out or read twice, and none of the experts is touched."""
     source = ReadLog(MemorySource(weights))
-    load_attention_weights(source, CONFIG, include_mtp=True)
+    load_attention_weights(source, CONFIG, num_draft_modules=len(CONFIG.mtp_layers))
     experts = {n for n in weights if any(n.endswith(f".moe.{projection}_proj.weight") for projection in PROJECTIONS)}
     assert sorted(name for name, _, _ in source.reads) == sorted(weights.keys() - experts)
 

@@ -12,6 +12,7 @@ from actors.errors import KernelError
 from actors.kernels.contract import (
     AttentionInputs,
     AttentionWeights,
+    DraftInputWeights,
     ExpertWeights,
     GateOutput,
     GateWeights,
@@ -44,6 +45,7 @@ class NativeKernels:
         self._slots = views.ViewCache(views.slots_view)
         self._gates = views.ViewCache(views.gate_view)
         self._heads = views.ViewCache(self._head_view)
+        self._draft_inputs = views.ViewCache(_halves)
         self._layers = views.ViewCache(views.attention_view)
         self._batches = views.ViewCache(views.batch_view)
         self._caches = views.ViewCache(views.cache_view)
@@ -95,6 +97,11 @@ class NativeKernels:
         _native.expert_mlp(self._slots.get(weights), limit, tensors, (num_rows, num_pairs, num_slots))
         return out
 
+    def draft_input(self, embedded: Tensor, hidden: Tensor, weights: DraftInputWeights) -> Tensor:
+        from_embedded, from_hidden = self._draft_inputs.get(weights)
+        # A product over the concatenation is the sum of two products, each with a norm in front: two heads.
+        return self.head(embedded, from_embedded) + self.head(hidden, from_hidden)
+
     def head(self, hidden: Tensor, weights: HeadWeights) -> Tensor:
         vocab_size, width = weights.output.shape
         num_rows = views.check_rows(hidden, width)
@@ -107,3 +114,9 @@ class NativeKernels:
         vocab_size, width = weights.output.shape
         norm = _native.Norm(views.vector(weights.norm, width, "norm"), self._rms_norm_eps)
         return norm, views.matrix(weights.output, (vocab_size, width), "output")
+
+
+def _halves(weights: DraftInputWeights) -> tuple[HeadWeights, HeadWeights]:
+    """The projection's columns for the embedding and for the hidden state, each with its norm; copies of them."""
+    left, right = weights.projection.chunk(2, dim=1)
+    return HeadWeights(weights.embed_norm, left.contiguous()), HeadWeights(weights.hidden_norm, right.contiguous())

@@ -10,6 +10,7 @@ from torch import Tensor
 from actors.kernels.contract import (
     AttentionInputs,
     AttentionWeights,
+    DraftInputWeights,
     ExpertWeights,
     GateOutput,
     GateWeights,
@@ -55,6 +56,11 @@ class ReferenceKernels:
         self, hidden: Tensor, pair_row: Tensor, pair_slot: Tensor, weights: ExpertWeights, limit: float
     ) -> Tensor:
         return mlp.expert_mlp(hidden, pair_row, pair_slot, weights, limit, tile_rows=self._tile_rows)
+
+    def draft_input(self, embedded: Tensor, hidden: Tensor, weights: DraftInputWeights) -> Tensor:
+        eps = self.rms_norm_eps
+        parts = (rms_norm(embedded, weights.embed_norm, eps), rms_norm(hidden, weights.hidden_norm, eps))
+        return linear(torch.cat(parts, dim=-1), weights.projection, self._tile_rows)
 
     def head(self, hidden: Tensor, weights: HeadWeights) -> Tensor:
         normed = rms_norm(hidden, weights.norm, self.rms_norm_eps)

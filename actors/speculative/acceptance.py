@@ -1,0 +1,42 @@
+"""How often drafts are accepted, by position: of everybody, and of one request. Both forget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+GLOBAL_MEMORY = 400.0  # drafts after which the weight of an old one has fallen to 1 / e
+REQUEST_MEMORY = 24.0
+PRIOR_WEIGHT = 6.0  # a request's own experience counts as much as everybody's after so many drafts
+PRIOR_RATE = 0.6  # before anything was seen
+
+
+class AcceptanceRate:
+    """Decayed averages of conditional acceptance: a position counts where the drafts before it were accepted."""
+
+    def __init__(self, num_positions: int, memory: float) -> None:
+        self._keep = 1.0 - 1.0 / memory
+        self._accepted = [0.0] * num_positions
+        self._seen = [0.0] * num_positions
+
+    def observe(self, num_drafts: int, num_accepted: int) -> None:
+        """`num_drafts` were verified together; the one after the last accepted was rejected, the rest not looked at."""
+        for position in range(min(num_drafts, num_accepted + 1)):
+            self._accepted[position] *= self._keep
+            self._seen[position] *= self._keep
+            self._accepted[position] += position < num_accepted
+            self._seen[position] += 1.0
+
+    def rates(self, prior: Sequence[float], prior_weight: float) -> list[float]:
+        """The averages, drawn towards `prior` as if that had been seen `prior_weight` times."""
+        return [
+            (accepted + prior_weight * expected) / (seen + prior_weight)
+            for accepted, seen, expected in zip(self._accepted, self._seen, prior, strict=True)
+        ]
+
+
+def global_acceptance(num_positions: int) -> AcceptanceRate:
+    return AcceptanceRate(num_positions, GLOBAL_MEMORY)
+
+
+def request_acceptance(num_positions: int) -> AcceptanceRate:
+    return AcceptanceRate(num_positions, REQUEST_MEMORY)

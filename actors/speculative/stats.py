@@ -1,0 +1,42 @@
+"""Counters of speculation: drafted and accepted by position, and the lengths chosen with their reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from actors.messages import NO_DRAFTS, DraftCounts
+
+
+def verdict(num_drafts: int, num_accepted: int) -> DraftCounts:
+    """What the verification of one sequence's drafts adds."""
+    accepted = tuple(int(position < num_accepted) for position in range(num_drafts))
+    return DraftCounts(1, (1,) * num_drafts, accepted)
+
+
+class SpeculationStats:
+    """Since birth. reasons: how often each explained a choice of lengths."""
+
+    def __init__(self) -> None:
+        self.counts = NO_DRAFTS
+        self.lengths: Counter[int] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def observe(self, num_drafts: int, num_accepted: int) -> None:
+        """One sequence's drafts of one step were verified."""
+        self.counts += verdict(num_drafts, num_accepted)
+
+    def chose(self, lengths: Sequence[int], reason: str) -> None:
+        self.lengths.update(lengths)
+        self.reasons[reason] += 1
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        counts = self.counts
+        rates = " ".join(f"{a / d:.2f}" for a, d in zip(counts.accepted, counts.drafted, strict=True) if d)
+        chosen = " ".join(f"{length}:{count}" for length, count in sorted(self.lengths.items()))
+        why = " ".join(f"{reason}:{count}" for reason, count in sorted(self.reasons.items()))
+        return (
+            f"{counts.num_steps} verifications, {counts.mean_acceptance_length:.2f} tokens each; accepted of those"
+            f" drafted by position {rates or '-'}; lengths chosen {chosen or '-'}; because {why or '-'}"
+        )

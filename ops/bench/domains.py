@@ -1,0 +1,53 @@
+"""Prompts that the nano model has not seen, by domain, from a fixed seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ops.nano.data import arithmetic, library, tool_use
+from ops.nano.data.mixture import generate
+from ops.nano.data.rendering import Renderer
+
+SEED = 20
+MIN_ANSWER_TOKENS = 40  # of the reference answer: shorter ones leave little to time
+TEXT_CHARACTERS = 600
+
+Prompts = Iterator[list[int]]
+
+
+def prompts(checkpoint: Path, domain: str, count: int) -> list[list[int]]:
+    """Token ids of `count` prompts of one of DOMAINS; the same every time."""
+    renderer = Renderer(Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
+    stream = DOMAINS[domain](renderer, random.Random(SEED))
+    return [next(stream) for _ in range(count)]
+
+
+def _questions(skill: str) -> Callable[[Renderer, random.Random], Prompts]:
+    def stream(renderer: Renderer, rng: random.Random) -> Prompts:
+        while True:
+            conversation = generate(skill, rng, held_out=True)
+            prompt = renderer.prompt(conversation.messages[:-1], conversation.tools)
+            if len(renderer.conversation(conversation).token_ids) >= len(prompt) + MIN_ANSWER_TOKENS:
+                yield prompt
+
+    return stream
+
+
+def _texts(renderer: Renderer, rng: random.Random) -> Prompts:
+    """Beginnings of code and of prose in turn, to be continued."""
+    texts = library.load_library(held_out=True)
+    while True:
+        for kind in (library.CODE, library.PROSE):
+            piece = texts.piece(kind, rng, TEXT_CHARACTERS)
+            yield renderer.plain(piece, is_whole=False).token_ids
+
+
+DOMAINS: Mapping[str, Callable[[Renderer, random.Random], Prompts]] = {
+    arithmetic.SKILL: _questions(arithmetic.SKILL),
+    tool_use.SKILL: _questions(tool_use.SKILL),
+    "text": _texts,
+}

@@ -1,0 +1,362 @@
+"""How many drafts pay: the choice against brute force, prices learnt from steps, and acceptance worked by hand."""
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from actors.speculative.acceptance import AcceptanceRate, global_acceptance, request_acceptance
+from actors.speculative.cost import ENOUGH, LinearCost, StepCost, distinct_experts
+from actors.speculative.draft_length import (
+    HYSTERESIS,
+    LEARNING_STEPS,
+    PROBE_EVERY,
+    Drafting,
+    DraftLengths,
+    best_lengths,
+    tokens_per_second,
+)
+from actors.speculative.stats import SpeculationStats
+
+MAX_DRAFTS = 3
+NUM_EXPERTS, TOP_K = 32, 4
+
+
+class Machine:
+    """Step times of a made-up machine, in milliseconds, and a StepCost that has seen some."""
+
+    def __init__(self, base: float, row: float, expert: float, draft_base: float = 0.0, draft_row: float = 0.0) -> None:
+        self.base, self.row, self.expert = base, row, expert
+        self.draft_base, self.draft_row = draft_base, draft_row
+        self.cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+
+    def step_seconds(self, num_rows: int) -> float:
+        experts = distinct_experts(num_rows, NUM_EXPERTS, TOP_K)
+        return 1e-3 * (self.base + self.row * num_rows + self.expert * experts)
+
+    def learnt(self, num_sequences: int, rounds: int = 15, noise: float = 0.0) -> StepCost:
+        """Every length in turn, for as many sequences."""
+        rng = random.Random(0)
+        for length in list(range(MAX_DRAFTS + 1)) * rounds:
+            num_rows = num_sequences * (1 + length)
+            self.cost.observe_step(num_rows, self.step_seconds(num_rows) * (1 + rng.gauss(0, noise)))
+            if length:
+                module_rows = round(num_sequences * length * (length + 2) / 2)
+                seconds = 1e-3 * (self.draft_base + self.draft_row * module_rows)
+                self.cost.observe_drafting([length] * num_sequences, module_rows, seconds)
+        return self.cost
+
+
+def _sequence(*rates: float, limit: int = MAX_DRAFTS, last: int | None = None) -> Drafting:
+    return Drafting(rates, limit, last)
+
+
+def _brute_force(sequences: Sequence[Drafting], cost: StepCost) -> tuple[int, ...]:
+    every = itertools.product(*(range(s.limit + 1) for s in sequences))
+    return max(every, key=lambda lengths: tokens_per_second(lengths, sequences, cost))
+
+
+def _past_learning(cost: StepCost) -> DraftLengths:
+    chooser = DraftLengths("adaptive", MAX_DRAFTS, cost)
+    for _ in range(LEARNING_STEPS):
+        assert chooser.choose([_sequence(0.5, 0.5, 0.5)]).reason == "learning"
+    return chooser
+
+
+# --- The best lengths ------------------------------------------------------------------------------------------------
+
+
+def _random_batch(rng: random.Random) -> list[Drafting]:
+    return [
+        _sequence(*(rng.uniform(0.3, 1.0) for _ in range(MAX_DRAFTS)), limit=rng.randint(0, MAX_DRAFTS))
+        for _ in range(rng.randint(1, 4))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_lengths_of_a_small_batch_are_faster(seed: int) -> None:
+    """Where drafting costs the same however deep, one pass over the drafts finds the best of up to 256 choices."""
+    rng, seen = random.Random(seed), set[int]()
+    for _ in range(12):
+        sequences = _random_batch(rng)
+        machine = Machine(*(rng.uniform(0.05, high) for high in (30, 3, 0.5, 1)))
+        cost = machine.learnt(len(sequences), rounds=4)
+        found, best = best_lengths(sequences, cost), _brute_force(sequences, cost)
+        rates = [tokens_per_second(lengths, sequences, cost) for lengths in (found, best)]
+        # Drafts that the fit prices at nothing but rounding may still make a deeper one a hair dearer.
+        assert rates[0] >= rates[1] * (1 - 1e-3)
+        seen.update(found)
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dear_modules_cost_less_than_the_hysteresis(seed: int) -> None:
+    """The order of drafts leaves out that deeper ones run more module rows: it is wrong by less than is ignored."""
+    rng = random.Random(seed)
+    for _ in range(12):
+        sequences = _random_batch(rng)
+        machine = Machine(*(rng.uniform(0.1, high) for high in (10, 2, 0.5, 3, 1)))
+        cost = machine.learnt(len(sequences), rounds=4)
+        found, best = best_lengths(sequences, cost), _brute_force(sequences, cost)
+        ratio = tokens_per_second(best, sequences, cost) / tokens_per_second(found, sequences, cost)
+        assert 1.0 <= ratio < HYSTERESIS
+
+
+def test_tokens_per_second_by_hand() -> None:
+    """Two sequences, 1 and 2 drafts: 1 + 0.5 and 1 + 0.8 + 0.4 tokens for a step of five rows and a draft pass."""
+    cost = Machine(4.0, 1.0, 0.0, 0.5, 0.25).learnt(1, rounds=20)
+    sequences = [_sequence(0.5, 0.9, 0.9), _sequence(0.8, 0.5, 0.9)]
+    tokens, seconds = 1.5 + 2.2, (4.0 + 5 * 1.0) * 1e-3 + (0.5 + 0.25 * (1.5 + 4.0)) * 1e-3
+    assert tokens_per_second((1, 2), sequences, cost) == pytest.approx(tokens / seconds, rel=0.01)
+
+
+def test_a_long_wait_is_shared_and_dear_rows_are_not_bought() -> None:
+    """Where rows are free all drafts pay; where rows are all that costs, none do; a hopeless sequence gets none."""
+    hopeful, hopeless = _sequence(0.9, 0.9, 0.9), _sequence(0.05, 0.05, 0.05)
+    assert best_lengths([hopeful] * 2, Machine(10.0, 0.01, 0.0, 0.1, 0.01).learnt(2)) == (3, 3)
+    assert best_lengths([hopeful] * 2, Machine(0.01, 5.0, 0.0, 0.1, 0.01).learnt(2)) == (0, 0)
+    assert best_lengths([hopeful, hopeless], Machine(10.0, 1.0, 0.0, 0.1, 0.01).learnt(2)) == (3, 0)
+
+
+# --- The choice of a step --------------------------------------------------------------------------------------------
+
+
+def test_a_fixed_number_is_limited_by_what_a_sequence_can_use() -> None:
+    """Nothing is learnt or weighed."""
+    chooser = DraftLengths("fixed", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS))
+    choice = chooser.choose([_sequence(0, 0, 0, limit=3), _sequence(1, 1, 1, limit=1), _sequence(1, 1, 1, limit=0)])
+    assert (choice.lengths, choice.reason) == ((3, 1, 0), "fixed")
+
+
+def test_learning_tries_every_length_within_limits() -> None:
+    """Each length as often, for all alike; and learning goes on while too little was seen to compare."""
+    chooser = DraftLengths("adaptive", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS))
+    choices = [chooser.choose([_sequence(1, 1, 1), _sequence(1, 1, 1, limit=1)]) for _ in range(2 * LEARNING_STEPS)]
+    assert {choice.reason for choice in choices} == {"learning"}
+    lengths = [choice.lengths[0] for choice in choices]
+    assert [lengths.count(length) for length in range(4)] == [LEARNING_STEPS // 2] * 4
+    assert all(choice.lengths[1] == min(choice.lengths[0], 1) for choice in choices)
+
+
+def test_a_little_faster_is_not_worth_a_change() -> None:
+    """The last lengths stay until others promise 2 % more."""
+    cost = Machine(10.0, 1.0, 0.0, 0.1, 0.01).learnt(1)
+    for rate in np.linspace(0.02, 0.4, 60).tolist():
+        best = best_lengths([_sequence(rate, 0.0, 0.0)], cost)
+        gain = tokens_per_second(best, [_sequence(rate, 0.0, 0.0)], cost)
+        gain /= tokens_per_second((0,), [_sequence(rate, 0.0, 0.0)], cost)
+        choice = _past_learning(cost).choose([_sequence(rate, 0.0, 0.0, last=0)])
+        expected = ((0,), "kept") if gain < HYSTERESIS else (best, "faster")
+        assert (choice.lengths, choice.reason) == expected
+    assert expected == ((1,), "faster")
+
+
+def test_newcomers_get_the_best_length_while_others_keep_theirs() -> None:
+    """A newcomer has nothing to stick to; a sequence that nears its end keeps no more than it can use."""
+    cost = Machine(10.0, 0.5, 0.0, 0.1, 0.01).learnt(3)
+    rates = (0.9, 0.9, 0.9)
+    choice = _past_learning(cost).choose(
+        [_sequence(*rates, last=3), _sequence(*rates, last=None), _sequence(*rates, last=3, limit=1)]
+    )
+    assert (choice.lengths, choice.reason) == ((3, 3, 1), "kept")
+
+
+def test_now_and_then_everybody_drafts_one_more() -> None:
+    """Every 64th choice tries one draft above the best, within limits: else a length once given up never returns."""
+    cost = Machine(0.01, 5.0, 0.0, 0.1, 0.01).learnt(2)
+    chooser = _past_learning(cost)
+    batch = [_sequence(0.3, 0.3, 0.3, last=0), _sequence(0.3, 0.3, 0.3, last=0, limit=0)]
+    choices = [chooser.choose(batch) for _ in range(LEARNING_STEPS + 1, 2 * PROBE_EVERY + 1)]
+    probes = [idx + LEARNING_STEPS + 1 for idx, choice in enumerate(choices) if choice.reason == "probe"]
+    assert probes == [PROBE_EVERY, 2 * PROBE_EVERY]
+    assert {choice.lengths for choice in choices if choice.reason == "probe"} == {(1, 0)}
+    assert {choice.lengths for choice in choices if choice.reason != "probe"} == {(0, 0)}
+
+
+def test_lengths_never_pass_the_limits() -> None:
+    """Random batches, any history: 0 <= length <= limit, one for each sequence."""
+    rng = random.Random(1)
+    chooser = _past_learning(Machine(5.0, 1.0, 0.3, 0.5, 0.2).learnt(4))
+    for _ in range(200):
+        batch = [
+            _sequence(*(rng.random() for _ in range(3)), limit=rng.randint(0, 3), last=rng.choice([None, 0, 1, 2, 3]))
+            for _ in range(rng.randint(1, 6))
+        ]
+        lengths = chooser.choose(batch).lengths
+        assert len(lengths) == len(batch)
+        assert all(0 <= length <= s.limit for length, s in zip(lengths, batch, strict=True))
+
+
+# --- What steps cost -------------------------------------------------------------------------------------------------
+
+
+def test_distinct_experts_by_hand() -> None:
+    """One row touches its top-k; two rows of 2 in 4 touch 4 (1 - 1 / 4); many rows touch all."""
+    assert distinct_experts(1, 288, 8) == pytest.approx(8.0)
+    assert distinct_experts(2, 4, 2) == pytest.approx(3.0)
+    assert distinct_experts(1000, 32, 4) == pytest.approx(32.0)
+
+
+@pytest.mark.parametrize("num_sequences", [1, 8, 32])
+def test_prices_of_a_known_machine_are_learnt(num_sequences: int) -> None:
+    """From exact times, steps and draft passes of every length are predicted to a fraction of a per cent."""
+    machine = Machine(10.0, 0.1, 0.3, 1.0, 0.1)
+    cost = machine.learnt(num_sequences)
+    for length in range(MAX_DRAFTS + 1):
+        num_rows = num_sequences * (1 + length)
+        assert cost.step_seconds(num_rows) == pytest.approx(machine.step_seconds(num_rows), rel=0.005)
+    for length in range(1, MAX_DRAFTS + 1):
+        expected = 1e-3 * (1.0 + 0.1 * num_sequences * length * (length + 2) / 2)
+        assert cost.drafting_seconds([length] * num_sequences) == pytest.approx(expected, rel=0.05)
+    assert cost.drafting_seconds([0] * num_sequences) == 0.0
+
+
+@pytest.mark.parametrize("num_sequences", [1, 8, 32])
+def test_noise_of_a_busy_machine_is_averaged(num_sequences: int) -> None:
+    """With times that scatter by 10 %, predictions are within 8 %."""
+    machine = Machine(10.0, 0.1, 0.3)
+    cost = machine.learnt(num_sequences, noise=0.1)
+    for length in range(MAX_DRAFTS + 1):
+        num_rows = num_sequences * (1 + length)
+        assert cost.step_seconds(num_rows) == pytest.approx(machine.step_seconds(num_rows), rel=0.08)
+
+
+@pytest.mark.parametrize("num_sequences", [1, 8, 32])
+def test_steps_all_alike_do_not_wash_away_what_others_cost(num_sequences: int) -> None:
+    """After a thousand steps with three drafts, a step with none still has its price: else it would look cheap."""
+    machine = Machine(10.0, 0.1, 0.3)
+    cost = machine.learnt(num_sequences)
+    for _ in range(1000):
+        cost.observe_step(num_sequences * 4, machine.step_seconds(num_sequences * 4))
+    for length in range(MAX_DRAFTS + 1):
+        num_rows = num_sequences * (1 + length)
+        assert cost.step_seconds(num_rows) == pytest.approx(machine.step_seconds(num_rows), rel=0.01)
+
+
+def test_coefficients_are_recovered_from_varied_steps() -> None:
+    """Three unknowns, features of different size: each is found."""
+    rng, fit, true = random.Random(2), LinearCost(3), np.array([5e-3, 2e-4, 7e-4])
+    for _ in range(400):
+        features = np.array([1.0, rng.uniform(1, 200), rng.uniform(1, 30)])
+        fit.observe(features, float(features @ true))
+    assert [fit.seconds(row) for row in np.eye(3)] == pytest.approx(true.tolist(), rel=0.01)
+    assert fit.num_observed == 400
+
+
+def test_no_coefficient_is_negative() -> None:
+    """Times that fall with rows: the slope is 0, not below, and no prediction is 0 or less."""
+    fit, cost = LinearCost(2), StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    for num_rows in list(range(1, 30)) * 5:
+        fit.observe(np.array([1.0, float(num_rows)]), 1e-3 * (40 - num_rows))
+        cost.observe_step(num_rows, 1e-3 * (40 - num_rows))
+    assert fit.seconds(np.array([0.0, 1.0])) == 0.0
+    assert fit.seconds(np.array([1.0, 0.0])) > 0.0
+    assert all(cost.step_seconds(num_rows) > 0.0 for num_rows in range(1000))
+
+
+def test_random_times_never_break_the_fit() -> None:
+    """Whatever is measured, zeros and outliers too, coefficients stay finite and not negative."""
+    rng, fit = random.Random(3), LinearCost(3)
+    for _ in range(2000):
+        num_rows = rng.choice([1, 1, 4, 32, 128])
+        fit.observe(np.array([1.0, num_rows, distinct_experts(num_rows, 32, 4)]), rng.choice([0.0, 1e-3, 0.1, 5.0]))
+        coefficients = np.array([fit.seconds(row) for row in np.eye(3)])
+        assert np.isfinite(coefficients).all()
+        assert coefficients.min() >= 0.0
+
+
+def test_an_unknown_price_is_never_zero() -> None:
+    """One can divide by it before anything was seen."""
+    cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    assert cost.step_seconds(1) > 0.0
+    assert not cost.is_known
+
+
+def test_old_times_are_forgotten() -> None:
+    """A machine that becomes three times as slow is known to be so after some rounds of lengths."""
+    machine = Machine(10.0, 0.1, 0.3)
+    machine.learnt(4)
+    slow = Machine(30.0, 0.3, 0.9)
+    slow.cost = machine.cost
+    cost = slow.learnt(4, rounds=60)
+    for num_rows in (4, 8, 12, 16):
+        assert cost.step_seconds(num_rows) == pytest.approx(slow.step_seconds(num_rows), rel=0.05)
+
+
+def test_prices_are_known_after_enough_of_both() -> None:
+    """Steps alone say nothing of draft passes."""
+    cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    for _ in range(ENOUGH):
+        assert not cost.is_known
+        cost.observe_step(1, 1e-3)
+    for _ in range(ENOUGH):
+        assert not cost.is_known
+        cost.observe_drafting([1], 2, 1e-3)
+    assert cost.is_known
+
+
+def test_rows_of_a_draft_pass_are_learnt() -> None:
+    """Fewer repaired rows than assumed, since drafts are accepted: 3 module rows where 4 were expected for two."""
+    cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    for num_rows in list(range(1, 20)) * 20:
+        cost.observe_drafting([], num_rows, 1e-3 * num_rows)
+    before = cost.drafting_seconds([2])
+    for _ in range(400):
+        cost.observe_drafting([2], 3, 3e-3)
+    assert before == pytest.approx(4e-3, rel=0.01)
+    assert cost.drafting_seconds([2]) == pytest.approx(3e-3, rel=0.01)
+    assert cost.drafting_seconds([1]) == pytest.approx(1.5e-3, rel=0.01)
+
+
+# --- What is accepted ------------------------------------------------------------------------------------------------
+
+
+def test_acceptance_by_hand() -> None:
+    """Memory 2 halves what was before; a position is looked at only if those before it were accepted."""
+    acceptance = AcceptanceRate(3, memory=2.0)
+    acceptance.observe(3, 3)  # accepted 1 1 1 of 1 1 1
+    acceptance.observe(3, 1)  # accepted 1.5 0.5 1 of 1.5 1.5 1
+    acceptance.observe(1, 0)  # accepted 0.75 0.5 1 of 1.75 1.5 1
+    assert acceptance.rates([0.0] * 3, 1e-12) == pytest.approx([0.75 / 1.75, 0.5 / 1.5, 1.0])
+    assert acceptance.rates([0.6, 0.4, 0.2], 2.0) == pytest.approx([1.95 / 3.75, 1.3 / 3.5, 1.4 / 3.0])
+
+
+def test_what_was_not_drafted_is_not_judged() -> None:
+    """No drafts, and positions after a rejected one or beyond the last, leave the prior as it is."""
+    acceptance = request_acceptance(3)
+    acceptance.observe(0, 0)
+    assert acceptance.rates([0.6, 0.5, 0.4], 6.0) == pytest.approx([0.6, 0.5, 0.4])
+    acceptance.observe(2, 0)
+    rates = acceptance.rates([0.6, 0.5, 0.4], 6.0)
+    assert rates[0] < 0.6
+    assert rates[1:] == pytest.approx([0.5, 0.4])
+
+
+def test_acceptance_approaches_the_truth_and_forgets_it() -> None:
+    """Everybody's average of conditional rates 0.9, 0.5, 0.2; then all are rejected, and one request notices sooner."""
+    rng, true = random.Random(4), (0.9, 0.5, 0.2)
+    everybody, one = global_acceptance(3), request_acceptance(3)
+    for _ in range(6000):
+        num_accepted = next((idx for idx, rate in enumerate(true) if rng.random() >= rate), 3)
+        everybody.observe(3, num_accepted)
+        one.observe(3, num_accepted)
+    assert everybody.rates([0.6] * 3, 6.0) == pytest.approx(true, abs=0.08)
+    for _ in range(50):
+        everybody.observe(3, 0)
+        one.observe(3, 0)
+    assert one.rates([0.0] * 3, 1e-9)[0] < 0.15
+    assert everybody.rates([0.0] * 3, 1e-9)[0] > 0.7
+
+
+def test_counters_by_hand() -> None:
+    """Three verifications with 3, 2 and no drafts, of which 2, 0 and none were right: 5 tokens of the trunk's steps."""
+    stats = SpeculationStats()
+    assert stats.counts.mean_acceptance_length == 0.0
+    for num_drafts, num_accepted in ((3, 2), (2, 0), (0, 0)):
+        stats.observe(num_drafts, num_accepted)
+    stats.chose((3, 2, 0), "faster")
+    assert (stats.counts.drafted, stats.counts.accepted) == ((2, 2, 1), (1, 1, 0))
+    assert stats.counts.mean_acceptance_length == pytest.approx(5 / 3)
+    assert (dict(stats.lengths), dict(stats.reasons)) == ({3: 1, 2: 1, 0: 1}, {"faster": 1})

@@ -1,0 +1,262 @@
+"""DraftState: which rows are true, settled and remembered, against modules played out row by row."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from actors.attention.drafting import MAX_UNSETTLED, DraftItem, draft_item
+from actors.attention.sequence import Sequence
+from actors.messages import GenerateRequest, SamplingSpec
+from actors.speculative.state import Draft, DraftState
+
+NUM_MODULES = 3
+BLOCK_SIZE = 4
+
+
+class Modules:
+    """Draft modules whose output at a row is a number made of all that it depends on: the token it reads, the hidden
+    state it is given, and its KV of the row before, which stands for all rows before."""
+
+    def __init__(self) -> None:
+        self.kv: list[dict[int, int]] = [{} for _ in range(NUM_MODULES)]
+
+    def run(self, module: int, row: int, token_id: int, hidden: int) -> int:
+        self.kv[module][row] = hash((module, token_id, hidden, self.kv[module].get(row - 1)))
+        return self.kv[module][row]
+
+
+class Play:
+    """One sequence under steps of any size, drafts of any number, and any verdict. Tokens never repeat by chance."""
+
+    def __init__(self, rng: random.Random, num_prompt: int) -> None:
+        self.rng = rng
+        request = GenerateRequest("a", tuple(range(num_prompt)), SamplingSpec(max_tokens=10**6))
+        self.sequence = Sequence(
+            request, arrival=0, deadline=1.0, max_model_len=10**6, num_draft_modules=NUM_MODULES
+        )  # fmt: skip
+        self.modules = Modules()
+        self.truth = Modules()  # fed with the tokens that the sequence turned out to have
+        self.next_token = num_prompt
+
+    @property
+    def state(self) -> DraftState:
+        return self.sequence.drafting
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.sequence.token_ids) - self.state.num_rows
+
+    def fresh_token(self) -> int:
+        self.next_token += 1
+        return self.next_token
+
+    def trunk(self, row: int) -> int:
+        return hash(("trunk", row, self.sequence.token_ids[row]))
+
+    def step(self, max_rows: int, num_drafts: int) -> DraftItem | None:
+        """A chunk of known tokens and, behind the last, drafts and their verdict; then the draft pass."""
+        num_tokens, num_accepted = min(max_rows, self.num_uncomputed), 0
+        if num_tokens == self.num_uncomputed:
+            # The scheduler may leave out the last drafts for want of room.
+            num_used = self.rng.randint(max(0, len(self.state.drafts) - 1), len(self.state.drafts))
+            num_accepted = self.rng.randint(0, num_used)
+            self.sequence.token_ids += [draft.token_id for draft in self.state.drafts[:num_accepted]]
+            self.sequence.token_ids.append(self.fresh_token())
+        self.add_rows(num_tokens, num_accepted)
+        return self.draft(num_drafts if self.num_uncomputed == 1 else 0)
+
+    def add_rows(self, num_tokens: int, num_accepted: int) -> None:
+        first = self.state.num_rows
+        rows = range(first, first + num_tokens + num_accepted)
+        whole_step = torch.tensor([[0]] * 500 + [[self.trunk(row)] for row in rows] + [[0]] * 500)
+        self.state.accepted(num_accepted)
+        self.state.add_rows(whole_step[500 : 500 + len(rows)])
+
+    def draft(self, num_drafts: int) -> DraftItem | None:
+        """As the drafter does it, with a drafted token that nobody else has."""
+        item = draft_item(self.sequence, num_drafts)
+        if item is None:
+            return None
+        hidden = _numbers(self.state.hidden(item.first_row, item.end_row))
+        known, drafts = self.sequence.token_ids, list[Draft]()
+        for module in range(item.depth):
+            ids = [*known, *(draft.token_id for draft in drafts)]
+            for idx, row in enumerate(range(item.first_row, item.end_row)):
+                hidden[idx] = self.modules.run(module, row, ids[row + 1 + module], hidden[idx])
+            if module < item.num_drafts:
+                drafts.append(Draft(self.fresh_token()))
+        self.state.caught_up(item.depth, item.end_row, num_known=len(known))
+        self.state.drafts = tuple(drafts)
+        return item
+
+    def preempt(self) -> None:
+        """Lose the KV and begin again, with some blocks that others have left in the prefix cache."""
+        num_hit = self.rng.randint(0, min(self.true_rows()) // BLOCK_SIZE) * BLOCK_SIZE
+        self.modules = Modules()
+        for mine, true in zip(self.modules.kv, self.truth.kv, strict=True):
+            mine.update({row: value for row, value in true.items() if row < num_hit})
+        self.state.restart(num_hit)
+        assert self.state.drafts == ()
+
+    def true_rows(self) -> list[int]:
+        """Rows from the beginning for which each module holds what the true tokens make."""
+        found = []
+        for module in range(NUM_MODULES):
+            row = 0
+            while self.is_true(module, row):
+                row += 1
+            found.append(row)
+        return found
+
+    def is_true(self, module: int, row: int) -> bool:
+        token_ids, true = self.sequence.token_ids, self.truth.kv
+        if row + 1 + module >= len(token_ids):
+            return False
+        if row not in true[module]:
+            hidden = self.trunk(row) if module == 0 else true[module - 1][row]
+            self.truth.run(module, row, token_ids[row + 1 + module], hidden)
+        return self.modules.kv[module].get(row) == true[module][row]
+
+    def check(self) -> None:
+        """True and settled rows are exactly those that are; the hidden states are those of the other rows."""
+        state = self.state
+        true_rows = self.true_rows()
+        assert [state.first_row(depth) for depth in (1, 2, 3)] == [min(true_rows[:depth]) for depth in (1, 2, 3)]
+        assert state.num_settled == state.first_row(NUM_MODULES) <= state.num_rows
+        if state.num_rows > state.num_settled:
+            first = self.rng.randint(state.num_settled, state.num_rows)
+            end = self.rng.randint(first, state.num_rows)
+            assert _numbers(state.hidden(first, end)) == [self.trunk(row) for row in range(first, end)]
+
+
+def _numbers(hidden: Tensor) -> list[int]:
+    return [int(value) for value in hidden[:, 0].tolist()]
+
+
+def _bytes(state: DraftState) -> int:
+    return state.hidden(state.num_settled, state.num_rows).untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_true_and_settled_exactly_when_they_are(seed: int) -> None:
+    """Random chunks, 0-3 drafts, verdicts and preemptions: the state always knows what the modules really hold."""
+    rng = random.Random(seed)
+    num_accepted_rows = 0
+    for _ in range(30):
+        play = Play(rng, num_prompt=rng.randint(1, 50))
+        for _ in range(40):
+            num_known = len(play.sequence.token_ids)
+            play.step(max_rows=rng.randint(1, 20), num_drafts=rng.randint(0, NUM_MODULES))
+            num_accepted_rows += max(0, len(play.sequence.token_ids) - num_known - 1)
+            play.check()
+            assert play.state.num_rows - play.state.num_settled <= MAX_UNSETTLED
+            if rng.random() < 0.03:
+                play.preempt()
+                play.check()
+    assert num_accepted_rows > 100
+
+
+@pytest.mark.parametrize("num_drafts", range(NUM_MODULES + 1))
+def test_few_rows_wait_however_many_are_drafted(num_drafts: int) -> None:
+    """With always the same number of drafts, none included, rows are caught up before too many wait."""
+    play, most = Play(random.Random(1), num_prompt=5), 0
+    for _ in range(150):
+        item = play.step(max_rows=64, num_drafts=num_drafts)
+        play.check()
+        most = max(most, play.state.num_rows - play.state.num_settled)
+        assert item is None or item.num_rows <= MAX_UNSETTLED
+        assert num_drafts == 0 or len(play.state.drafts) >= num_drafts
+    assert most <= MAX_UNSETTLED
+    # All modules draft: what waits is what the last two drafts were read for. None does: the bound is made use of.
+    assert most == {0: MAX_UNSETTLED - NUM_MODULES - 1, 3: NUM_MODULES - 1}.get(num_drafts, most)
+
+
+@pytest.mark.parametrize("num_drafts", range(NUM_MODULES + 1))
+def test_memory_holds_waiting_rows_only(num_drafts: int) -> None:
+    """Long prompts, and steps whose tensors hold a thousand rows of others: what is kept is a few rows of our own."""
+    play = Play(random.Random(2), num_prompt=200)
+    row_bytes = 8
+    for num_steps in range(80):
+        play.step(max_rows=50, num_drafts=num_drafts)
+        if num_steps >= 1:
+            assert _bytes(play.state) <= (MAX_UNSETTLED + 1 + NUM_MODULES) * row_bytes
+
+
+@pytest.mark.parametrize(
+    ("num_accepted", "num_rows", "true_rows"),
+    [(3, 4, [10, 10, 10]), (2, 3, [10, 10, 10]), (1, 3, [10, 10, 9]), (0, 3, [10, 9, 8])],
+)
+def test_the_next_pass_has_the_rows_of_the_specification(
+    num_accepted: int, num_rows: int, true_rows: list[int]
+) -> None:
+    """Table 3.4: of ten rows those that read rejected drafts are run again, then 1 + accepted new ones."""
+    sequence = Sequence(
+        GenerateRequest("a", tuple(range(11)), SamplingSpec(max_tokens=20)),
+        arrival=0, deadline=1.0, max_model_len=64, num_draft_modules=3,
+    )  # fmt: skip
+    state = sequence.drafting
+    state.add_rows(torch.zeros(10, 1))
+    first = draft_item(sequence, 3)
+    assert first == DraftItem(sequence, 0, 10, depth=3, num_drafts=3)
+    state.caught_up(3, 10, num_known=11)
+    state.drafts = (Draft(11), Draft(12), Draft(13))
+    sequence.token_ids += [11, 12, 13][:num_accepted] + [50]
+    state.accepted(num_accepted)
+    assert [state.first_row(depth) for depth in (1, 2, 3)] == true_rows
+    state.add_rows(torch.ones(1 + num_accepted, 1))
+    item = draft_item(sequence, 3)
+    assert item is not None
+    assert (item.num_rows, item.end_row) == (num_rows, 11 + num_accepted)
+
+
+def test_a_chunk_uses_prompt_tokens_and_no_drafts() -> None:
+    """After 7 of 20 prompt tokens all modules run all rows; after 18, the last row waits for a third token ahead."""
+    play = Play(random.Random(3), num_prompt=20)
+    item = play.step(max_rows=7, num_drafts=3)
+    assert item == DraftItem(play.sequence, 0, 7, depth=3, num_drafts=0)
+    item = play.step(max_rows=11, num_drafts=3)
+    assert item == DraftItem(play.sequence, 7, 17, depth=3, num_drafts=0)
+    assert play.state.num_settled == 17
+
+
+def test_fewer_drafts_run_fewer_modules_and_leave_the_others_behind() -> None:
+    """One draft a step: module 0 sees every row at once, the others catch up when more is asked of them."""
+    play = Play(random.Random(4), num_prompt=10)
+    play.step(max_rows=64, num_drafts=1)
+    assert [play.state.first_row(depth) for depth in (1, 2, 3)] == [10, 0, 0]
+    item = play.draft(3)
+    assert item is not None
+    assert (item.first_row, item.depth) == (0, 3)
+    assert [play.state.first_row(depth) for depth in (1, 2, 3)] == [10, 9, 8]
+
+
+def test_a_prefix_hit_counts_as_settled() -> None:
+    """Rows that somebody else computed need no hidden states, and drafts of before are gone."""
+    state = DraftState(NUM_MODULES)
+    state.drafts = (Draft(1),)
+    state.restart(16)
+    assert (state.num_rows, state.num_settled, len(state.drafts)) == (16, 16, 0)
+    state.add_rows(torch.arange(3.0).reshape(3, 1))
+    assert _numbers(state.hidden(16, 19)) == [0, 1, 2]
+
+
+def test_a_sequence_shorter_than_the_modules_look_ahead() -> None:
+    """One prompt token and one accepted draft: row 0 of module 2 read the rejected one, so it is not true."""
+    play = Play(random.Random(5), num_prompt=1)
+    play.step(max_rows=1, num_drafts=3)
+    play.sequence.token_ids += [play.state.drafts[0].token_id, play.fresh_token()]
+    play.add_rows(1, 1)
+    assert [play.state.first_row(depth) for depth in (1, 2, 3)] == [1, 1, 0]
+    play.check()
+    play.draft(3)
+    play.check()
+
+
+def test_without_modules_every_row_is_settled() -> None:
+    """Nobody waits for anything."""
+    state = DraftState(0)
+    assert state.num_settled == state.num_rows == 0
+    state.restart(32)
+    assert state.num_settled == 32
