@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "memory": ("ops.bench.memory",),
     "decode": ("ops.bench.decode",),
     "speculation": ("ops.bench.speculation",),
+    "lossless": ("ops.bench.lossless",),
 }
 
 

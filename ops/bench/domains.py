@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from ops.nano.data import arithmetic, library, tool_use
-from ops.nano.data.mixture import generate
+from ops.nano.data.mixture import SKILLS, generate
 from ops.nano.data.rendering import Renderer
 
 SEED = 20
@@ -26,12 +27,21 @@ def prompts(checkpoint: Path, domain: str, count: int) -> list[list[int]]:
     return [next(stream) for _ in range(count)]
 
 
-def _questions(skill: str) -> Callable[[Renderer, random.Random], Prompts]:
+def mixed_prompts(checkpoint: Path, count: int) -> list[list[int]]:
+    """Token ids of `count` prompts: every skill, code and prose in turn, however short the answer; always the same."""
+    renderer = Renderer(Tokenizer.from_file(str(checkpoint / "tokenizer.json")))
+    rng = random.Random(SEED)
+    texts = _texts(renderer, rng)
+    streams = [*(_questions(skill, min_answer_tokens=0)(renderer, rng) for skill in SKILLS), texts, texts]
+    return [next(stream) for stream in islice(cycle(streams), count)]
+
+
+def _questions(skill: str, min_answer_tokens: int = MIN_ANSWER_TOKENS) -> Callable[[Renderer, random.Random], Prompts]:
     def stream(renderer: Renderer, rng: random.Random) -> Prompts:
         while True:
             conversation = generate(skill, rng, held_out=True)
             prompt = renderer.prompt(conversation.messages[:-1], conversation.tools)
-            if len(renderer.conversation(conversation).token_ids) >= len(prompt) + MIN_ANSWER_TOKENS:
+            if len(renderer.conversation(conversation).token_ids) >= len(prompt) + min_answer_tokens:
                 yield prompt
 
     return stream

@@ -67,12 +67,25 @@ def local_experts(checkpoint: Path, config: AttentionConfig, expert_map: ExpertM
 @contextmanager
 def separate_experts(checkpoint: Path, config: AttentionConfig, expert_map: ExpertMap) -> Iterator[RemoteDispatcher]:
     """A process for each rank; this process is the attention rank. Closing the pipes is what ends the others."""
+    with shared_experts(checkpoint, config, expert_map, num_attention=1) as (dispatcher,):
+        yield dispatcher
+
+
+@contextmanager
+def shared_experts(
+    checkpoint: Path, config: AttentionConfig, expert_map: ExpertMap, num_attention: int
+) -> Iterator[tuple[RemoteDispatcher, ...]]:
+    """A process for each rank, and in this one as many attention ranks, each of which may step in its own thread."""
     limits = frame_limits(config, read_model_config(checkpoint))
     options = TransportOptions(timeout_s=TIMEOUT_S)
-    port = open_attention_port(TRANSPORT, ep_size=expert_map.ep_size, limits=limits, options=options)
     spawn = multiprocessing.get_context("spawn")
+    ports: list[AttentionPort] = []
     pipes, processes = [], []
     try:
+        ports.extend(
+            open_attention_port(TRANSPORT, ep_size=expert_map.ep_size, limits=limits, options=options)
+            for _ in range(num_attention)
+        )
         for ep_rank in range(expert_map.ep_size):
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(checkpoint, config, expert_map, ep_rank, theirs), daemon=True)
@@ -80,27 +93,34 @@ def separate_experts(checkpoint: Path, config: AttentionConfig, expert_map: Expe
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-        _meet(port, pipes)
-        dispatcher = RemoteDispatcher(
-            port, deterministic=config.deterministic, timeout_s=config.exchange_timeout_s, device=config.device
-        )
-        dispatcher.adopt(expert_map)
-        yield dispatcher
+        _meet(ports, pipes)
+        yield tuple(_dispatcher(port, config, expert_map) for port in ports)
     finally:
         for pipe in pipes:
             pipe.close()
         for process in processes:
             process.join(TIMEOUT_S)
-        port.close()
+        for port in ports:
+            port.close()
 
 
-def _meet(port: AttentionPort, pipes: Sequence[Connection]) -> None:
+def _dispatcher(port: AttentionPort, config: AttentionConfig, expert_map: ExpertMap) -> RemoteDispatcher:
+    dispatcher = RemoteDispatcher(
+        port, deterministic=config.deterministic, timeout_s=config.exchange_timeout_s, device=config.device
+    )
+    dispatcher.adopt(expert_map)
+    return dispatcher
+
+
+def _meet(ports: Sequence[AttentionPort], pipes: Sequence[Connection]) -> None:
     """Tell everybody who is there; in the cluster the view does this. Raises EOFError if a rank died loading."""
     shards = {ep_rank: Endpoint(**pipe.recv()) for ep_rank, pipe in enumerate(pipes)}
+    attention = [asdict(port.endpoint) for port in ports]
     for pipe in pipes:
-        pipe.send((asdict(port.endpoint), {ep_rank: asdict(endpoint) for ep_rank, endpoint in shards.items()}))
-    port.reconcile(shards)
-    port.wait_connected(sorted(shards), TIMEOUT_S)
+        pipe.send((attention, {ep_rank: asdict(endpoint) for ep_rank, endpoint in shards.items()}))
+    for port in ports:
+        port.reconcile(shards)
+        port.wait_connected(sorted(shards), TIMEOUT_S)
 
 
 def _serve(checkpoint: Path, config: AttentionConfig, expert_map: ExpertMap, ep_rank: int, pipe: Connection) -> None:
@@ -113,7 +133,9 @@ def _serve(checkpoint: Path, config: AttentionConfig, expert_map: ExpertMap, ep_
     try:
         pipe.send(asdict(port.endpoint))
         attention, shards = pipe.recv()
-        actor.reconcile([Endpoint(**attention)], {rank: Endpoint(**shard) for rank, shard in shards.items()})
+        actor.reconcile(
+            [Endpoint(**fields) for fields in attention], {rank: Endpoint(**shard) for rank, shard in shards.items()}
+        )
         pipe.poll(None)
     finally:
         actor.close()
