@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from actors.kernels.contract import (
     MlpWeights,
     SequenceRows,
 )
+from actors.kernels.native import views
 from actors.kernels.native.kernels import NativeKernels
 from actors.kernels.reference.kernels import ReferenceKernels
 from actors.model.config import RopeScaling
@@ -399,3 +402,18 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     """The name is checked against what the processor runs."""
     with pytest.raises(ValueError, match="does not run mmx"):
         _native.select_isa("mmx")
+
+
+def test_threads_that_ask_together_get_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines that start at the same time both miss; a table handed out must be the one that is kept."""
+    together = threading.Barrier(2, timeout=10)
+
+    def slow(*key: object) -> Tensor:
+        together.wait()
+        return torch.ones(4)
+
+    monkeypatch.setattr(views, "_FREQUENCIES", {})
+    monkeypatch.setattr(views, "inverse_frequencies", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: views._frequencies(8, 1e4, None), range(2))
+    assert first is second is views._FREQUENCIES[(8, 1e4, None)]

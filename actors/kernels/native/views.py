@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -140,9 +139,15 @@ def check_pairs(pair_row: Tensor, pair_slot: Tensor) -> None:
     _check(pair_slot, (pair_row.shape[0],), (torch.int32,), "pair_slot")
 
 
-@lru_cache(maxsize=64)
+# Native layers keep the address alone, so a table lives as long as the process. A cache would not do: when two threads
+# miss together it keeps one result and hands the other out to die.
+_FREQUENCIES: dict[tuple[int, float, RopeScaling | None], Tensor] = {}
+
+
 def _frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
-    return inverse_frequencies(rotary_dim, theta, scaling)
+    """The one table of this rotation. Threads may ask at the same time: `setdefault` is atomic."""
+    key = (rotary_dim, theta, scaling)
+    return _FREQUENCIES.setdefault(key, inverse_frequencies(*key))
 
 
 def _sizes(tensor: Tensor, num_dims: int, name: str) -> tuple[int, ...]:
