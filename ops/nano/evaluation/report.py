@@ -90,7 +90,8 @@ def _answers(measurements: Measurements) -> Iterator[str]:
         "Greedy answers of the engine that serves. An answer is well-formed when it is reasoning, `</think>`, content"
         " or calls, and the end of the turn; exact when its content, stripped, and its calls are the expected ones."
         " A conversation with a tool's answer has two turns. New answers are those that, with their reasoning, none of"
-        " many training conversations has; the questions are all new."
+        " many training conversations has. No conversation is in the training data, but a few short questions also"
+        " stand inside longer ones that are."
     )
     yield ""
     skills = measurements.answers
