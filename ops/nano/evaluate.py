@@ -27,7 +27,7 @@ from actors.weights.check import check_checkpoint
 from ops.nano.data.library import Library, load_library
 from ops.nano.data.mixture import SKILLS
 from ops.nano.evaluation.answers import evaluate_answers
-from ops.nano.evaluation.checkpoint import Checkpoint, fingerprint, load_checkpoint
+from ops.nano.evaluation.checkpoint import fingerprint, load_checkpoint
 from ops.nano.evaluation.drafts import DraftResults, evaluate_drafts
 from ops.nano.evaluation.engine import Engine
 from ops.nano.evaluation.figures import draw_figures
@@ -46,6 +46,7 @@ from ops.nano.evaluation.results import AnswerResults, ParityResult, SkillResult
 from ops.nano.evaluation.routing import RoutingResults, evaluate_routing
 from ops.nano.evaluation.training_curve import HISTORY_NAME, PhaseCurve, read_curves
 from ops.nano.recipe import TRUNK
+from ops.nano.run import start_of
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,23 @@ class Sizes:
 SMALL = Sizes(4, 2, 2_000, 200, 800, 2, 10, 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured, and how much. run: the folder of its training. earlier: phases that were over before it."""
+
+    folder: Path
+    run: Path | None
+    sizes: Sizes
+    earlier: tuple[PhaseCurve, ...] = ()
+
+
 class Evaluation:
     """The parts of one evaluation, each measured when it is asked for; what several need is made once."""
 
-    def __init__(self, checkpoint: Checkpoint, run: Path | None, sizes: Sizes) -> None:
-        self._checkpoint, self._run, self._sizes = checkpoint, run, sizes
+    def __init__(self, subject: Subject) -> None:
+        """Raises CheckpointError, ValueError as `load_checkpoint`."""
+        self._subject, self._sizes = subject, subject.sizes
+        self._checkpoint = load_checkpoint(subject.folder)
 
     def answers(self) -> tuple[SkillResult, ...]:
         return self._answers.skills
@@ -110,7 +123,8 @@ class Evaluation:
 
     def training(self) -> tuple[PhaseCurve, ...] | None:
         """None without the folder of the run."""
-        return None if self._run is None else read_curves(self._run)
+        run = self._subject.run
+        return None if run is None else (*self._subject.earlier, *read_curves(run))
 
     @cached_property
     def _answers(self) -> AnswerResults:
@@ -143,14 +157,14 @@ class Part:
     date: str
 
 
-def measure(folder: Path, run: Path | None, sizes: Sizes, names: Sequence[str]) -> Iterator[Part]:
+def measure(subject: Subject, names: Sequence[str]) -> Iterator[Part]:
     """The named parts as they are ready, from two processes: a model this small makes no good use of a second core."""
     others = [name for name in names if name not in WITH_ANSWERS]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        futures = [executor.submit(_measured_quietly, folder, run, sizes, name) for name in others]
+        futures = [executor.submit(_measured_quietly, subject, name) for name in others]
         for name in names:
             if name in WITH_ANSWERS:
-                yield measured(_evaluation(folder, run, sizes), name)
+                yield measured(_evaluation(subject), name)
         for future in futures:
             yield future.result()
 
@@ -162,17 +176,17 @@ def measured(evaluation: Evaluation, name: str) -> Part:
     return Part(name, value, round(time.monotonic() - start, 1), f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
 
 
-def _measured_quietly(folder: Path, run: Path | None, sizes: Sizes, name: str) -> Part:
+def _measured_quietly(subject: Subject, name: str) -> Part:
     """In another process, whose progress would be drawn over this one's."""
     torch.set_num_threads(1)
     with redirect_stdout(StringIO()):
-        return measured(_evaluation(folder, run, sizes), name)
+        return measured(_evaluation(subject), name)
 
 
 @cache
-def _evaluation(folder: Path, run: Path | None, sizes: Sizes) -> Evaluation:
-    """One for each process."""
-    return Evaluation(load_checkpoint(folder), run, sizes)
+def _evaluation(subject: Subject) -> Evaluation:
+    """One for each subject, as it is known in this process."""
+    return Evaluation(subject)
 
 
 def with_part(known: Measurements, part: Part, command: str) -> Measurements:
@@ -201,6 +215,15 @@ def known_before(folder: Path, out: Path) -> Measurements:
     return Measurements(str(folder), own, summary.num_parameters, summary.num_bytes)
 
 
+def earlier_phases(run: Path | None, out: Path) -> tuple[PhaseCurve, ...]:
+    """How the checkpoint was trained from which a run went on, where `out` describes that checkpoint."""
+    start = None if run is None else start_of(run)
+    path = out / "results.json"
+    if start is None or not path.exists() or (known := read_measurements(path)).fingerprint != start:
+        return ()
+    return known.training or ()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ops.nano.evaluate", description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="folder of the checkpoint, in bfloat16")
@@ -227,9 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         load_checkpoint(options.checkpoint)
         known = known_before(options.checkpoint, options.out)
+        earlier = earlier_phases(options.run, options.out)
     except (CheckpointError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    for part in measure(options.checkpoint, options.run, sizes, names):
+    for part in measure(Subject(options.checkpoint, options.run, sizes, earlier), names):
         print(f"{part.name}: {part.seconds:.0f} s", flush=True)
         known = with_part(known, part, f"{parser.prog} {shlex.join(given)}")
         write(known, options.out)  # after each part, so that a failure of a later one loses nothing

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 SAVE_SECONDS = 240.0
+START_FIELD = "start"  # of recipe.json: fingerprint of the checkpoint that the run went on from
 
 
 @dataclass
@@ -112,6 +113,12 @@ def finished_tensors(folder: Path) -> dict[str, Tensor]:
 def finished_tokenizer(folder: Path) -> Tokenizer:
     """The run's tokenizer."""
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def start_of(folder: Path) -> str | None:
+    """Fingerprint of the checkpoint from which the run went on; None for one that began afresh."""
+    fingerprint: str | None = json.loads((folder / "recipe.json").read_text()).get(START_FIELD)
+    return fingerprint
 
 
 def model_overrides(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import (
@@ -22,19 +23,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from actors.errors import CheckpointError
 from actors.model.config import ModelConfig, parse_model_config
 from ops.nano.config import Fields, nano_fields, smoke_fields
 from ops.nano.data.corpus import learn_tokenizer
 from ops.nano.data.library import load_library
 from ops.nano.data.mixture import Mixture
 from ops.nano.data.rendering import Renderer
+from ops.nano.evaluation.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from ops.nano.gradients import GradientPool, Work, shared, trained_names
 from ops.nano.model import initial_tensors, router_biases, start_drafts
 from ops.nano.optimizer import optimizers
 from ops.nano.recipe import DRAFTS, PHASES, POLISH, TRUNK, Recipe
-from ops.nano.run import Run, TrainingState
+from ops.nano.run import START_FIELD, Run, TrainingState
 from ops.nano.tokenizer import end_token_ids
 
 
@@ -72,15 +76,24 @@ class Trainer:
             bias.add_(torch.sign(load.mean() - load).to(bias.device), alpha=rate)
 
 
-def train(run: Run, recipe: Recipe, overrides: Fields, *, num_processes: int, device: torch.device) -> None:
-    """All phases, from wherever `run` was left."""
-    tokenizer = run.tokenizer(lambda: learn_tokenizer(nano_fields(**overrides)["vocab_size"], recipe.seed))
+def train(
+    run: Run,
+    recipe: Recipe,
+    overrides: Fields,
+    *,
+    num_processes: int,
+    device: torch.device,
+    start: Checkpoint | None = None,
+) -> None:
+    """All phases, from wherever `run` was left. start: a finished checkpoint to polish further, draft modules too."""
+    tokenizer = run.tokenizer(lambda: start.tokenizer if start else _learnt_tokenizer(recipe, overrides))
     config = parse_model_config(nano_fields(**overrides, eos_token_id=end_token_ids(tokenizer)))
     mixture = Mixture(Renderer(tokenizer), load_library(held_out=False))
-    state = run.restore() or TrainingState(TRUNK, _fresh_tensors(config, recipe.seed), step=0, tokens_seen=0)
+    state = run.restore() or _first_state(config, recipe, start)
     for phase in PHASES[PHASES.index(state.phase) :]:
         if phase != state.phase:
-            tensors = start_drafts(config, state.tensors) if phase == DRAFTS else state.tensors
+            has_no_drafts = phase == DRAFTS and start is None
+            tensors = start_drafts(config, state.tensors) if has_no_drafts else state.tensors
             state = TrainingState(phase, tensors, step=0, tokens_seen=0)
         state.tensors = shared(state.tensors, device)
         work = Work(recipe, phase, config, mixture, state.tensors)
@@ -88,8 +101,16 @@ def train(run: Run, recipe: Recipe, overrides: Fields, *, num_processes: int, de
             _train_phase(run, state, recipe, Trainer(recipe, state, config, pool))
 
 
-def _fresh_tensors(config: ModelConfig, seed: int) -> dict[str, Tensor]:
-    return initial_tensors(config, torch.Generator().manual_seed(seed))
+def _learnt_tokenizer(recipe: Recipe, overrides: Fields) -> Tokenizer:
+    return learn_tokenizer(nano_fields(**overrides)["vocab_size"], recipe.seed)
+
+
+def _first_state(config: ModelConfig, recipe: Recipe, start: Checkpoint | None) -> TrainingState:
+    """A fresh trunk to train, or a finished one to polish."""
+    if start is not None:
+        return TrainingState(POLISH, dict(start.tensors), step=0, tokens_seen=0)
+    tensors = initial_tensors(config, torch.Generator().manual_seed(recipe.seed))
+    return TrainingState(TRUNK, tensors, step=0, tokens_seen=0)
 
 
 def _train_phase(run: Run, state: TrainingState, recipe: Recipe, trainer: Trainer) -> None:
@@ -127,6 +148,12 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Fields]:
     return Recipe({phase: int(number * 1e6) for phase, number in millions.items()}, seed=options.seed), {}
 
 
+def identity(recipe: Recipe, overrides: Fields, start: Checkpoint | None) -> dict[str, Any]:
+    """What a run is, and must stay when it goes on."""
+    own = {"recipe": recipe.identity(), "model": overrides}
+    return own if start is None else own | {START_FIELD: fingerprint(start.folder)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and say where the result is."""
     parser = argparse.ArgumentParser(prog="python -m ops.nano.train", description=__doc__.partition("\n")[0])
@@ -134,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trunk-tokens", type=float, default=10.6, help="millions of tokens for the trunk")
     parser.add_argument("--polish-tokens", type=float, default=1.5, help="millions of tokens for polishing the trunk")
     parser.add_argument("--draft-tokens", type=float, default=2.0, help="millions of tokens for the draft modules")
+    parser.add_argument("--start", type=Path, help="a checkpoint to polish further, instead of a fresh trunk")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="one for each core; a GPU is used by one")
     parser.add_argument("--smoke", action="store_true", help="a tiny model for seconds, to see that everything runs")
@@ -141,11 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe, overrides = recipe_of(options)
+    num_processes = options.processes if device.type == "cpu" else 1
     try:
-        run = Run(options.run, {"recipe": recipe.identity(), "model": overrides})
-    except ValueError as error:
+        start = None if options.start is None else load_checkpoint(options.start)
+        run = Run(options.run, identity(recipe, overrides, start))
+    except (CheckpointError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    train(run, recipe, overrides, num_processes=options.processes if device.type == "cpu" else 1, device=device)
+    train(run, recipe, overrides, num_processes=num_processes, device=device, start=start)
     print(f"trained in {options.run}; write the checkpoint with: python -m ops.nano.export --run {options.run}")
 
 

@@ -472,3 +472,13 @@ def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["nowhere", "--only", "answers,speed"])
     assert "no part is called speed; there are training," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("start", "is_told"), [("abc", True), ("other", False), (None, False)])
+def test_a_run_that_went_on_has_the_phases_before_it(tmp_path: Path, start: str | None, is_told: bool) -> None:
+    """Those of the checkpoint it began with, if that is the one described; a fresh run has none."""
+    curve = PhaseCurve("trunk", 3, (10,), {"loss": (1.0,)})
+    write_measurements(tmp_path / "results.json", Measurements("folder", "abc", 1, 2, training=(curve,)))
+    (tmp_path / "recipe.json").write_text(json.dumps({} if start is None else {"start": start}))
+    assert evaluate.earlier_phases(tmp_path, tmp_path) == ((curve,) if is_told else ())
+    assert evaluate.earlier_phases(None, tmp_path) == ()

@@ -32,9 +32,10 @@ from ops.nano.data.library import Library
 from ops.nano.data.packing import stack
 from ops.nano.data.rendering import Document, Renderer
 from ops.nano.dense import DenseModel
+from ops.nano.evaluation.checkpoint import fingerprint, load_checkpoint
 from ops.nano.model import router_biases
 from ops.nano.recipe import DRAFTS, PHASES, POLISH, TRUNK
-from ops.nano.run import Run, TrainingState, finished_tensors, finished_tokenizer
+from ops.nano.run import Run, TrainingState, finished_tensors, finished_tokenizer, start_of
 
 pytestmark = pytest.mark.timeout(60)  # the first test waits for a model to be trained
 CPU = torch.device("cpu")
@@ -86,6 +87,16 @@ def smoke_run(folder: Path, stops: set[tuple[str, int]]) -> None:
     train.train(Run(folder, identity), recipe, overrides, num_processes=1, device=CPU)
 
 
+def polished_run(folder: Path, start: Path) -> None:
+    """Go on from a finished checkpoint: two steps to polish it, three for its drafts."""
+    recipe, overrides = train.recipe_of(argparse.Namespace(smoke=True, seed=1))
+    tokens_per_step = recipe.rows * recipe.row_tokens
+    recipe = replace(recipe, tokens={TRUNK: 0, POLISH: 2 * tokens_per_step, DRAFTS: 3 * tokens_per_step})
+    checkpoint = load_checkpoint(start)
+    run = Run(folder, train.identity(recipe, overrides, checkpoint))
+    train.train(run, recipe, overrides, num_processes=1, device=CPU, start=checkpoint)
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
@@ -127,6 +138,37 @@ class TestSmokeRun:
         assert all(torch.equal(expected[name], actual[name]) for name in expected)
         told = Counter((step["phase"], step["step"]) for step in history(tmp_path))
         assert told == Counter((step["phase"], step["step"]) for step in history(trained)) + Counter(stops)
+
+
+@pytest.fixture(scope="module")
+def start(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint from which another run goes on."""
+    folder: Path = tmp_path_factory.mktemp("start")
+    export.main(["--run", str(trained), "--out", str(folder)])
+    return folder
+
+
+class TestPolishingFurther:
+    def test_a_finished_checkpoint_is_where_it_begins(
+        self, trained: Path, start: Path, tmp_path: Path, small_corpus: None
+    ) -> None:
+        """No trunk is trained afresh, the tokenizer stays, and drafts go on from the modules that are there."""
+        polished_run(tmp_path, start)
+        steps = history(tmp_path)
+        assert [step["phase"] for step in steps] == [POLISH] * 2 + [DRAFTS] * 3
+        assert finished_tokenizer(tmp_path).to_str() == finished_tokenizer(trained).to_str()
+        fresh = [step["loss"] for step in history(trained) if step["phase"] == DRAFTS]
+        assert steps[2]["loss"] < (fresh[0] + fresh[-1]) / 2, "modules made anew would begin where they did then"
+        before, after = stored_tensors(start), finished_tensors(tmp_path)
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+
+    def test_the_run_says_where_it_began(self, start: Path, tmp_path: Path, small_corpus: None) -> None:
+        """The checkpoint's fingerprint is part of what the run is: going on from another one is refused."""
+        polished_run(tmp_path, start)
+        assert start_of(tmp_path) == fingerprint(start)
+        recipe, overrides = train.recipe_of(argparse.Namespace(smoke=True, seed=1))
+        with pytest.raises(ValueError, match="another recipe"):
+            Run(tmp_path, train.identity(recipe, overrides, None))
 
 
 class TestExport:
