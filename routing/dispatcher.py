@@ -52,7 +52,7 @@ class Dispatcher(Protocol):
 
         The sum is made in fp32 and rounded once. Deterministic mode sums per-expert vectors in logical-expert order,
         so that the result does not depend on placement; otherwise the ranks' partial sums are added in rank order.
-        Raises RankLost, ExchangeTimeout, ExpertRefused, FrameError; the handle is spent in every case.
+        Raises RankLost, ExchangeTimeout, MapNotServed, ExpertRefused, FrameError; the handle is spent in every case.
         """
         ...
 

@@ -2,11 +2,12 @@
 
 RoutingError
 ├── FrameError            a frame that is not ours, of another version, or inconsistent with its own header
-├── ExpertRefused         an expert rank answered, and its answer is "no": wrong epoch, failed kernel, bad slot
-└── TransportError        the link between an attention actor and its expert ranks failed
+├── ExpertRefused         an expert rank answered, and its answer is "no": failed kernel, bad slot
+└── TransportError        rows did not reach their experts: the same step may be sent again
     ├── BundleIncomplete  not every rank of the bundle is connected (yet, or any more)
     ├── RankLost          a connected rank went away while rows were in flight
-    └── ExchangeTimeout   a rank did not answer before the deadline
+    ├── ExchangeTimeout   a rank did not answer before the deadline
+    └── MapNotServed      a rank does not serve the map epoch that rows were planned with (yet, or any more)
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ class RoutingError(Exception):
 
 class FrameError(RoutingError):
     """A frame that cannot be trusted; no number of it was used."""
+
+
+# How a rank's refusal begins when another map epoch would have been served; everything else is final.
+STALE_MAP = "map not served: "
 
 
 class ExpertRefused(RoutingError):
@@ -55,3 +60,19 @@ class RankLost(TransportError):
 
 class ExchangeTimeout(TransportError):
     """A rank owed an answer when the deadline passed."""
+
+
+class MapNotServed(TransportError):
+    """A rank refused rows of a map epoch that it does not serve; with the newest map it will take them.
+
+    Attributes: `reason` (its sentence).
+    """
+
+    def __init__(self, ep_rank: int, reason: str) -> None:
+        super().__init__(f"expert rank {ep_rank}: {reason}", [ep_rank])
+        self.reason = reason
+
+
+def refusal(ep_rank: int, reason: str) -> RoutingError:
+    """What a rank's refusal means to the attention side. reason: the sentence that the rank sent."""
+    return MapNotServed(ep_rank, reason) if reason.startswith(STALE_MAP) else ExpertRefused(ep_rank, reason)

@@ -133,6 +133,21 @@ def expert_map_from_rows(
     return ExpertMap(map_epoch, ep_size, num_logical_experts, _int32_table(rows))
 
 
+def joined_slots(maps: Sequence[ExpertMap], ep_rank: int) -> Int32Array:
+    """int32 [num_moe_layers, slots_per_rank]: what each slot of a rank must hold to serve all of these maps at once.
+
+    Raises ValueError when two of them put different experts into one slot.
+    """
+    joined = maps[0].local_experts(ep_rank).copy()
+    for expert_map in maps[1:]:
+        other = expert_map.local_experts(ep_rank)
+        if np.any((joined != other) & (joined != EMPTY_SLOT) & (other != EMPTY_SLOT)):
+            epochs = [each.map_epoch for each in maps]
+            raise ValueError(f"maps {epochs} put different experts into one slot of EP rank {ep_rank}")
+        joined = np.where(joined == EMPTY_SLOT, other, joined)
+    return joined
+
+
 def check_ep_size(num_logical_experts: int, ep_size: int) -> None:
     """Raises ValueError, with both numbers, when experts cannot be divided over the ranks."""
     if ep_size < 1 or ep_size > num_logical_experts or num_logical_experts % ep_size:

@@ -10,7 +10,7 @@ from torch import Tensor
 from routing.combine import sum_partials, sum_per_expert
 from routing.dispatcher import DispatchHandle, ExpertCompute, ExpertRequest
 from routing.experts import ExpertMap
-from routing.plan import layer_routing, plan_dispatch
+from routing.plan import layer_routing, planner
 
 
 class LocalDispatcher:
@@ -24,10 +24,11 @@ class LocalDispatcher:
         self._map = expert_map
         self._ranks = ranks
         self._deterministic = deterministic
+        self._plan = planner(device)
         self._routing = [layer_routing(expert_map, idx, device) for idx in range(expert_map.num_moe_layers)]
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
-        plan = plan_dispatch(request.topk_ids, request.topk_weights, self._routing[request.moe_layer_idx])
+        plan = self._plan(request.topk_ids, request.topk_weights, self._routing[request.moe_layer_idx])
         return DispatchHandle(request, plan, exchange=None)
 
     def combine(self, handle: DispatchHandle) -> Tensor:

@@ -6,6 +6,8 @@ Owns sequence numbers and the adopted expert map. Retrying is the caller's: a ha
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,8 +15,16 @@ from torch import Tensor
 from routing.combine import sum_partials, sum_per_expert
 from routing.dispatcher import DispatchHandle, ExpertRequest
 from routing.experts import ExpertMap
-from routing.plan import LayerRouting, layer_routing, plan_dispatch
+from routing.plan import LayerRouting, layer_routing, planner
 from routing.transport.contract import AttentionPort, Exchange
+
+
+@dataclass(frozen=True)
+class PlanningTables:
+    """One map as dispatches read it. layers: one entry per MoE layer."""
+
+    map_epoch: int
+    layers: Sequence[LayerRouting]
 
 
 class RemoteDispatcher:
@@ -28,20 +38,29 @@ class RemoteDispatcher:
         self._is_deterministic = deterministic
         self._timeout_s = timeout_s
         self._device = device
+        self._plan = planner(device)
         self._sequences = itertools.count(1)
-        self._map_epoch = -1
-        self._routing: list[LayerRouting] = []
+        self._tables = PlanningTables(-1, ())
 
-    def adopt(self, expert_map: ExpertMap) -> None:
+    def tables_of(self, expert_map: ExpertMap) -> PlanningTables:
+        """What planning with a map needs, made ahead on any thread: it takes milliseconds for a large model."""
+        layers = [layer_routing(expert_map, idx, self._device) for idx in range(expert_map.num_moe_layers)]
+        return PlanningTables(expert_map.map_epoch, layers)
+
+    def adopt(self, tables: PlanningTables) -> None:
         """Plan with this map from the next dispatch on. Handles in flight keep the map they were planned with."""
-        self._routing = [layer_routing(expert_map, idx, self._device) for idx in range(expert_map.num_moe_layers)]
-        self._map_epoch = expert_map.map_epoch
+        self._tables = tables
+
+    @property
+    def map_epoch(self) -> int:
+        """Of the map that dispatches are planned with; -1 before the first."""
+        return self._tables.map_epoch
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
-        plan = plan_dispatch(request.topk_ids, request.topk_weights, self._routing[request.moe_layer_idx])
+        plan = self._plan(request.topk_ids, request.topk_weights, self._tables.layers[request.moe_layer_idx])
         exchange = Exchange(
             sequence=next(self._sequences),
-            map_epoch=self._map_epoch,
+            map_epoch=self._tables.map_epoch,
             moe_layer_idx=request.moe_layer_idx,
             microbatch_idx=request.microbatch_idx,
             per_expert=self._is_deterministic,

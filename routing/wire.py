@@ -31,7 +31,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class FrameKind(IntEnum):
     DISPATCH = 1  # attention -> expert: hidden [R, H], pair_row [P], pair_slot [P], pair_weight [P]
     COMBINE = 2  # expert -> attention: outputs [R, H], or [P, H] when PER_EXPERT
-    REFUSE = 3  # expert -> attention: one UTF-8 sentence of `num_rows` bytes
+    REFUSE = 3  # expert -> attention: one UTF-8 sentence of `num_rows` bytes; see `errors.refusal`
 
 
 class FrameFlag(IntEnum):

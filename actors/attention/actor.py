@@ -20,7 +20,7 @@ from actors.attention.recovery import Recovery
 from actors.attention.streams import TokenStreams
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
-from routing.errors import TransportError
+from routing.errors import MapNotServed, TransportError
 from routing.experts import ExpertMap
 from routing.remote import RemoteDispatcher
 from routing.transport.contract import AttentionPort
@@ -44,12 +44,12 @@ class AttentionActor:
         """Slow. Raises CheckpointError before memory is allocated."""
         self._config = config
         self._port = port
-        self._map = expert_map
+        self._ep_size = expert_map.ep_size
         self._dispatcher = RemoteDispatcher(
             port, deterministic=config.deterministic, timeout_s=config.exchange_timeout_s, device=config.device
         )
-        self._dispatcher.adopt(expert_map)
-        self._adopted_epoch = expert_map.map_epoch
+        self._tables = self._dispatcher.tables_of(expert_map)
+        self._dispatcher.adopt(self._tables)
         self._engine = load_engine(config, checkpoint, expert_map.ep_size, self._dispatcher)
         self._inbox = Inbox(config.max_waiting)
         self._streams = TokenStreams()
@@ -58,6 +58,7 @@ class AttentionActor:
         self._is_closing = threading.Event()
         self._is_draining = False
         self._is_warm = False
+        self._is_map_stale = False
         self._progress_at = time.monotonic()
         self._failure: Exception | None = None
 
@@ -73,7 +74,7 @@ class AttentionActor:
         """
         self._port.reconcile(shards)
         if expert_map.map_epoch > self._map.map_epoch:
-            self._map = expert_map
+            self._ep_size = expert_map.ep_size
         self._inbox.ring()
 
     def is_ready(self) -> bool:
@@ -145,7 +146,7 @@ class AttentionActor:
             raise ExpertsUnavailable("the expert tier is not available")
 
     def _is_connected(self) -> bool:
-        return len(self._port.connected()) == self._map.ep_size
+        return len(self._port.connected()) == self._ep_size
 
     def _serve(self) -> None:
         try:
@@ -162,20 +163,28 @@ class AttentionActor:
         if not self._is_warm:
             self._warm_up()
             return
-        self._take(0.0 if self._engine.scheduler.has_work else IDLE_WAIT_S)
+        self._take(self._wait_s())
         self._adopt_map()
         self._engine.expire(time.monotonic())
         try:
             self._step()
+            self._is_map_stale = False
         except TransportError as error:
+            self._is_map_stale = isinstance(error, MapNotServed)
             self._note_failure(error)
         self._streams.publish(self._engine.take_events())
+
+    def _wait_s(self) -> float:
+        """How long to wait for the inbox, which rings when the view changes."""
+        if self._is_map_stale:
+            return RECONNECT_WAIT_S  # every attempt would be refused at once until the newer map is here
+        return 0.0 if self._engine.scheduler.has_work else IDLE_WAIT_S
 
     def _step(self) -> None:
         """One step if there is work. Raises TransportError, in an outage after a short wait for the missing ranks."""
         if self._engine.scheduler.has_work:
             if self._recovery.is_failing:
-                self._port.wait_connected(range(self._map.ep_size), RECONNECT_WAIT_S)
+                self._port.wait_connected(range(self._ep_size), RECONNECT_WAIT_S)
             self._engine.run()
             self._probe_when_suspect()
             self._recovery.succeeded()
@@ -190,10 +199,12 @@ class AttentionActor:
 
     def _warm_up(self) -> None:
         try:
-            self._port.wait_connected(range(self._map.ep_size), IDLE_WAIT_S)
+            self._port.wait_connected(range(self._ep_size), IDLE_WAIT_S)
             self._adopt_map()
             self._engine.warm_up(time.monotonic())
         except TransportError as error:
+            if isinstance(error, MapNotServed):
+                self._is_closing.wait(RECONNECT_WAIT_S)  # the newer map is on its way
             self._note_failure(error)
             if self._recovery.is_given_up(time.monotonic()):
                 self._refuse_waiting()
@@ -203,9 +214,8 @@ class AttentionActor:
         self._recovery.succeeded()
 
     def _adopt_map(self) -> None:
-        if self._map.map_epoch > self._adopted_epoch:
-            self._dispatcher.adopt(self._map)
-            self._adopted_epoch = self._map.map_epoch
+        if self._tables.map_epoch > self._dispatcher.map_epoch:
+            self._dispatcher.adopt(self._tables)
 
     def _take(self, timeout_s: float) -> None:
         taken = self._inbox.take(timeout_s)

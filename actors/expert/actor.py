@@ -13,10 +13,11 @@ import torch
 from actors.errors import ActorError
 from actors.expert.config import ExpertConfig
 from actors.expert.shard import ExpertShard
+from actors.expert.slots import SlotLoader, SlotProgress
 from actors.expert.step import serve_ready
 from actors.kernels.registry import load_kernels
-from actors.weights.check import check_checkpoint, slots_bytes
-from actors.weights.loader import load_expert_weights
+from actors.weights.check import check_checkpoint, read_model_config, slots_bytes
+from actors.weights.loader import SlotReader, load_expert_weights
 from actors.weights.plan import expert_plan
 from actors.weights.progress import logged
 from actors.weights.source import SafetensorsSource
@@ -35,35 +36,69 @@ class ExpertActor:
         """Slow: reads this rank's slices. Raises CheckpointError before memory is allocated."""
         self._config = config
         self._port = port
+        self._model = read_model_config(checkpoint)
         self._shard = load_shard(config, checkpoint, expert_map, ep_rank)
+        self._reader = SlotReader(checkpoint, self._model, self._shard.weights)
+        self._slots = SlotLoader(
+            self._shard,
+            expert_map,
+            ep_rank,
+            self._reader.fill,
+            bandwidth_bytes_s=config.slot_bandwidth_bytes_s,
+            await_pass=self._await_pass,
+        )
         self._is_closing = threading.Event()
+        self._pass_done = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"expert-{ep_rank}", daemon=True)
         self._busy_since = time.monotonic()
         self._failure: Exception | None = None
 
     def start(self) -> None:
-        """Start the serving thread. Call once."""
+        """Start the serving thread and the one that fills slots. Call once."""
         self._busy_since = time.monotonic()
         self._thread.start()
+        self._slots.start()
 
     def reconcile(self, attention: Sequence[Endpoint], shards: Mapping[int, Endpoint]) -> None:
         """Serve the bundles of these attention actors. Returns at once."""
         self._port.reconcile(attention, shards)
 
+    def follow_maps(self, maps: Sequence[ExpertMap], next_map: ExpertMap | None) -> None:
+        """Serve these maps, the current one first, and prepare the next. Slots fill meanwhile. Returns at once."""
+        self._slots.follow(maps, next_map)
+
+    def slot_progress(self) -> SlotProgress:
+        """Which maps are served now, and how far the next one is."""
+        return self._slots.progress()
+
     def check_health(self) -> None:
-        """Raises ActorError when the serving thread has died or one pass takes longer than the stall time-out."""
+        """Raises ActorError when a thread has died or one pass takes longer than the stall time-out."""
         if self._failure is not None:
             raise ActorError("the serving thread died") from self._failure
+        if self._thread.is_alive():
+            self._slots.check_health()
         stalled_s = time.monotonic() - self._busy_since
         if self._thread.is_alive() and stalled_s > self._config.stall_timeout_s + self._config.receive_timeout_s:
             raise ActorError(f"the serving thread has made no pass for {stalled_s:.0f} s")
 
     def close(self) -> None:
         """Stop serving and close the port. Idempotent."""
+        self._slots.close()
         self._is_closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._config.stall_timeout_s)
+        self._reader.close()
         self._port.close()
+
+    def _await_pass(self) -> None:
+        """Until the pass that runs now is over: what it reads must not change under it. Ends early when closing."""
+        self._pass_done.clear()
+        deadline = time.monotonic() + self._config.stall_timeout_s
+        while not self._pass_done.wait(self._config.receive_timeout_s):
+            if self._is_closing.is_set() or not self._thread.is_alive():
+                return
+            if time.monotonic() > deadline:
+                raise ActorError("the serving thread does not finish its pass; its slots stay as they are")
 
     @torch.inference_mode()
     def _serve(self) -> None:
@@ -71,6 +106,7 @@ class ExpertActor:
             while not self._is_closing.is_set():
                 serve_ready(self._port, self._shard, self._config.receive_timeout_s)
                 self._busy_since = time.monotonic()
+                self._pass_done.set()
         except Exception as failure:  # `check_health` reports it; the thread has nobody to raise to
             self._failure = failure
             logger.exception("the serving thread died")

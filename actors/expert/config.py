@@ -24,7 +24,14 @@ class ExpertConfig(BaseModel):
     receive_timeout_s: float = Field(
         0.25, gt=0, le=5, description="longest wait for rows; bounds how long closing takes"
     )
+    slot_bandwidth_mib_s: float = Field(
+        256.0, gt=0, description="MiB a rebalance reads per second and rank at most, so that serving keeps its memory"
+    )
     stall_timeout_s: float = Field(60.0, gt=0, description="one pass over the ready rows taking longer is a fault")
+
+    @property
+    def slot_bandwidth_bytes_s(self) -> float:
+        return self.slot_bandwidth_mib_s * 2**20
 
     @model_validator(mode="after")
     def _check_deterministic(self) -> Self:

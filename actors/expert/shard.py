@@ -5,18 +5,19 @@ Legend: R rows, P pairs, H hidden size, S expert slots (see routing/plan.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from actors.kernels.contract import ExpertWeights, Kernels
 from actors.model.config import ModelConfig
+from routing.errors import STALE_MAP
 from routing.experts import EMPTY_SLOT, ExpertMap
 
 
 class ExpertShard:
-    """Satisfies `routing.dispatcher.ExpertCompute`."""
+    """Satisfies `routing.dispatcher.ExpertCompute`. `serve` may be called by any thread, the rest by one."""
 
     def __init__(
         self,
@@ -28,15 +29,34 @@ class ExpertShard:
     ) -> None:
         """weights: one entry per MoE layer, stacked by slot."""
         self._limits = [spec.routed_limit for spec in config.moe_layers]
-        self._map_epoch = expert_map.map_epoch
-        self._is_held = torch.from_numpy(expert_map.local_experts(ep_rank) != EMPTY_SLOT)
+        self._ep_rank = ep_rank
         self._weights = weights
         self._kernels = kernels
+        self._is_held_by_epoch: Mapping[int, Tensor] = {}
+        self.serve([expert_map])
+
+    @property
+    def weights(self) -> Sequence[ExpertWeights]:
+        """One entry per MoE layer, stacked by slot; filled in place where no served map names a slot."""
+        return self._weights
+
+    @property
+    def served_epochs(self) -> tuple[int, ...]:
+        """Map epochs whose rows are taken, ascending."""
+        return tuple(sorted(self._is_held_by_epoch))
+
+    def serve(self, maps: Sequence[ExpertMap]) -> None:
+        """Take rows of these maps, whose slots are filled, and of no other, from the next frame on."""
+        self._is_held_by_epoch = {
+            expert_map.map_epoch: torch.from_numpy(expert_map.local_experts(self._ep_rank) != EMPTY_SLOT)
+            for expert_map in maps
+        }
 
     def check(self, *, map_epoch: int, moe_layer_idx: int, num_rows: int, pair_row: Tensor, pair_slot: Tensor) -> None:
         """Raises ValueError for an epoch, layer, row or slot that this rank cannot serve. For rows from elsewhere."""
-        if map_epoch != self._map_epoch:
-            raise ValueError(f"map epoch {map_epoch} is not served, only {self._map_epoch}")
+        is_held_of = self._is_held_by_epoch.get(map_epoch)
+        if is_held_of is None:
+            raise ValueError(f"{STALE_MAP}epoch {map_epoch}, only {', '.join(map(str, self.served_epochs))}")
         if not 0 <= moe_layer_idx < len(self._limits):
             raise ValueError(f"MoE layer {moe_layer_idx} is outside 0..{len(self._limits) - 1}")
         if not len(pair_row):
@@ -44,7 +64,7 @@ class ExpertShard:
         rows, slots = pair_row.aminmax(), pair_slot.aminmax()
         if int(rows.min) < 0 or int(rows.max) >= num_rows:
             raise ValueError(f"a pair points outside the {num_rows} rows of its frame")
-        is_held = self._is_held[moe_layer_idx]
+        is_held = is_held_of[moe_layer_idx]
         if int(slots.min) < 0 or int(slots.max) >= len(is_held) or not bool(is_held[pair_slot.cpu()].all()):
             raise ValueError(f"a pair points at a slot that holds no expert in MoE layer {moe_layer_idx}")
 

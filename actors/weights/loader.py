@@ -6,6 +6,9 @@ Trusts that `actors.weights.check` has accepted the checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,10 +23,10 @@ from actors.kernels.contract import (
 )
 from actors.model.config import Fp8Config, LayerSpec, ModelConfig
 from actors.weights.formats import TORCH_DTYPES
-from actors.weights.plan import ProjectionSlice, SlotPlan, TensorSlice, detect_layout, expert_plan
+from actors.weights.plan import ProjectionSlice, SlotPlan, TensorSlice, detect_layout, expert_plan, slot_plan
 from actors.weights.quantization import FP8, dequantize_blocks
 from actors.weights.shard import AttentionTierWeights, DenseWeights, LayerWeights, MoeWeights, MtpWeights
-from actors.weights.source import WeightSource
+from actors.weights.source import SafetensorsSource, WeightSource
 from actors.weights.tensors import (
     PROJECTIONS,
     Group,
@@ -98,6 +101,34 @@ def clear_slot(weights: ExpertWeights, slot: int) -> None:
     """Make a slot of a rank's MoE layer zero, in place."""
     for stacked in (weights.gate, weights.up, weights.down):
         stacked[slot].zero_()
+
+
+class SlotReader:
+    """Reads single experts into the slots of a loaded rank, as often as it is asked. Used by one thread.
+
+    The checkpoint is opened at the first read and stays open until `close`.
+    """
+
+    def __init__(self, checkpoint: Path, config: ModelConfig, layers: Sequence[ExpertWeights]) -> None:
+        """layers: one entry per MoE layer, stacked by slot; filled in place."""
+        self._checkpoint, self._config, self._layers = checkpoint, config, layers
+        self._source: SafetensorsSource | None = None
+
+    def fill(self, moe_layer_idx: int, slot: int, logical_id: int) -> int:
+        """Put one expert into one slot; returns the bytes it takes there. Raises CheckpointError on a failed read."""
+        if self._source is None:
+            self._source = SafetensorsSource(self._checkpoint)
+        layout = detect_layout(self._config, self._source.tensors.keys())
+        weights = self._layers[moe_layer_idx]
+        plan = slot_plan(self._config, self._config.moe_layers[moe_layer_idx], slot, logical_id, layout)
+        load_slot(self._source, self._config, plan, weights)
+        return sum(stacked[slot].nbytes for stacked in (weights.gate, weights.up, weights.down))
+
+    def close(self) -> None:
+        """Idempotent; no read may be under way."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
 
 class _AttentionLoader:

@@ -108,7 +108,7 @@ def _dispatcher(port: AttentionPort, config: AttentionConfig, expert_map: Expert
     dispatcher = RemoteDispatcher(
         port, deterministic=config.deterministic, timeout_s=config.exchange_timeout_s, device=config.device
     )
-    dispatcher.adopt(expert_map)
+    dispatcher.adopt(dispatcher.tables_of(expert_map))
     return dispatcher
 
 

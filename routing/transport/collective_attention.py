@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from routing.errors import BundleIncomplete, ExchangeTimeout, ExpertRefused, FrameError, RankLost
+from routing.errors import BundleIncomplete, ExchangeTimeout, FrameError, RankLost, refusal
 from routing.transport.collective import CollectiveOptions, PayloadFormat
 from routing.transport.contract import Endpoint, Exchange, FrameLimits
 from routing.transport.frames import check_answer, check_exchange, dispatch_header
@@ -312,9 +312,9 @@ class CollectiveAttentionPort:
 
 
 def _raise_refusal(entry: _Entry) -> None:
-    # Before any loss: a refusal is final, and sending again would be refused again.
+    # Before any loss: sending the same again would be refused again.
     for ep_rank, reason in entry.refusals.items():
-        raise ExpertRefused(ep_rank, reason)
+        raise refusal(ep_rank, reason)
 
 
 def _first_line(error: Exception) -> str:

@@ -87,7 +87,8 @@ class AttentionPort(Protocol):
     def receive(self, exchange: Exchange, timeout_s: float) -> list[Tensor]:
         """Outputs of each rank of `exchange.plan.ranks`: [rows, H], or [pairs, H] if per_expert.
 
-        The tensors are valid until `drop(exchange)`. Raises RankLost, ExchangeTimeout, ExpertRefused, FrameError.
+        The tensors are valid until `drop(exchange)`. Raises RankLost, ExchangeTimeout, FrameError, and what
+        `errors.refusal` makes of a rank's refusal: ExpertRefused or MapNotServed.
         """
         ...
 
@@ -135,7 +136,7 @@ class ExpertPort(Protocol):
         ...
 
     def refuse(self, work: Work, reason: str) -> None:
-        """Answer with an error; the attention side raises ExpertRefused."""
+        """Answer with an error; the attention side raises what `errors.refusal` makes of the reason."""
         ...
 
     def close(self) -> None: ...

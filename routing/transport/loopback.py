@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from routing.errors import BundleIncomplete, ExchangeTimeout, ExpertRefused, FrameError, RankLost, TransportError
+from routing.errors import BundleIncomplete, ExchangeTimeout, FrameError, RankLost, TransportError, refusal
 from routing.transport.contract import Endpoint, Exchange, FrameLimits, Work
 from routing.transport.frames import (
     check_answer,
@@ -272,6 +272,6 @@ def _is_settled(links: Iterable[_Link], sequence: int) -> bool:
 def _outputs(exchange: Exchange, ep_rank: int, answer: tuple[Header, Tensor] | str | None) -> Tensor:
     assert answer is not None, "an unanswered rank is lost or late, and was reported as such"
     if isinstance(answer, str):
-        raise ExpertRefused(ep_rank, answer)
+        raise refusal(ep_rank, answer)
     check_answer(answer[0], dispatch_header(exchange, ep_rank))
     return answer[1]

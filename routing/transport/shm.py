@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from routing.errors import BundleIncomplete, ExchangeTimeout, ExpertRefused, FrameError, RankLost, TransportError
+from routing.errors import BundleIncomplete, ExchangeTimeout, FrameError, RankLost, TransportError, refusal
 from routing.transport import _shm
 from routing.transport.contract import Endpoint, Exchange, FrameLimits, Work
 from routing.transport.host import host_id
@@ -116,7 +116,7 @@ class ShmAttentionPort:
         frame = torch.from_numpy(self._port.reply_frame(link, slot))
         if outcome == _shm.REFUSAL:
             text = bytes(frame[HEADER_BYTES : HEADER_BYTES + num_vectors].tolist())
-            raise ExpertRefused(ep_rank, text.decode(errors="replace"))
+            raise refusal(ep_rank, text.decode(errors="replace"))
         if outcome != _shm.OUTPUTS:
             raise FrameError(f"the reply of expert rank {ep_rank} does not match the rows it was sent")
         (outputs,) = _arrays(frame, _header(FrameKind.COMBINE, self._limits, num_vectors, 0))

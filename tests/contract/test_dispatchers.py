@@ -108,7 +108,7 @@ def make_request(num_tokens: int, layer: int = 0, microbatch_idx: int = 0) -> Ex
 def make_remote(bundles: Bundles, expert_map: ExpertMap, *, deterministic: bool) -> RemoteDispatcher:
     port = bundles.attention[0]
     remote = RemoteDispatcher(port, deterministic=deterministic, timeout_s=DEADLINE_S, device="cpu")
-    remote.adopt(expert_map)
+    remote.adopt(remote.tables_of(expert_map))
     return remote
 
 
@@ -159,7 +159,7 @@ def test_adopting_a_map_between_dispatches(bundles: Bundles) -> None:
     old, new = make_request(5, 0, 0), make_request(6, 0, 1)
     with bundles.serving(answer_with_mlp(bundles)):
         first = remote.dispatch(old)
-        remote.adopt(MAPS["differs by layer"])
+        remote.adopt(remote.tables_of(MAPS["differs by layer"]))
         second = remote.dispatch(new)
         assert torch.equal(remote.combine(second), local_result(MAPS["linear"], new, deterministic=True))
         assert torch.equal(remote.combine(first), local_result(MAPS["linear"], old, deterministic=True))
@@ -193,7 +193,7 @@ def test_timeout_then_recovery(bundles: Bundles) -> None:
     """A combine that runs out of time raises; sending the same request again gives the exact result."""
     port = bundles.attention[0]
     remote = RemoteDispatcher(port, deterministic=True, timeout_s=SOON_S, device="cpu")
-    remote.adopt(MAPS["everything twice"])
+    remote.adopt(remote.tables_of(MAPS["everything twice"]))
     request = make_request(4)
     handle = remote.dispatch(request)
     with pytest.raises(ExchangeTimeout):

@@ -108,7 +108,7 @@ def test_partial_sums_are_the_weighted_vectors(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "named"),
-    [({"epoch": 2}, "map epoch 2"), ({"slot": SLOTS}, "slot"), ({"layer": 99}, "MoE layer 99")],
+    [({"epoch": 2}, "map not served: epoch 2, only 3"), ({"slot": SLOTS}, "slot"), ({"layer": 99}, "MoE layer 99")],
 )
 def test_an_impossible_frame_is_refused_alone(config: ModelConfig, bad: dict[str, int], named: str) -> None:
     """A wrong epoch, slot or layer is answered with its reason; the other frames are served."""

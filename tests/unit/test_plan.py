@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from routing.experts import ExpertMap, expert_map_from_rows, linear_expert_map
-from routing.plan import DispatchPlan, layer_routing, plan_dispatch
+from routing.native_plan import plan_dispatch_native
+from routing.plan import DispatchPlan, PlanDispatch, copies_in_use, layer_routing, plan_dispatch, planner
 
 REDUNDANT = expert_map_from_rows([[0, 1, 2, 3, 4, 5, 3, 0, -1], [5, 4, -1, 3, 2, 1, 0, 5, 4]], 6, 3)
 LINEAR = linear_expert_map(2, 6, 3)
@@ -29,13 +32,36 @@ def test_rows_and_pairs_by_hand() -> None:
     assert torch.equal(plan.pair_weight, torch.tensor([0.2, 0.5, 0.6, 0.1, 0.3, 0.4]))
 
 
-def test_copies_take_turns() -> None:
-    """Expert 0 has copies on ranks 0 and 1: even tokens go to the first, odd ones to the second."""
-    expert_map = expert_map_from_rows([[0, 1, 2, 0]], 3, 2)
-    plan = plan_dispatch(torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1), layer_routing(expert_map, 0))
-    assert plan.row_token.tolist() == [0, 2, 4, 1, 3]
-    assert plan.row_splits == (3, 2)
-    assert plan.pair_slot.tolist() == [0, 0, 0, 1, 1]
+@pytest.mark.parametrize(
+    ("num_tokens", "tokens_of_rank"),
+    [
+        (1, ([0], [])),  # the busiest choose first, ties go to the lower copy
+        (7, ([0, 1, 2, 3, 4, 5, 6], [])),  # less than twice what a second reading costs
+        (8, ([0, 1, 2, 3], [4, 5, 6, 7])),
+        (9, ([0, 1, 2, 3, 4], [5, 6, 7, 8])),
+    ],
+)
+def test_a_second_copy_must_be_worth_reading(num_tokens: int, tokens_of_rank: tuple[list[int], ...]) -> None:
+    """Expert 0 has copies on ranks 0 and 1, and reading it costs as much as four pairs. Runs of tokens stay together."""
+    routing = layer_routing(expert_map_from_rows([[0, 1, 2, 0]], 3, 2), 0, pairs_per_touch=4)
+    plan = plan_dispatch(torch.zeros(num_tokens, 1, dtype=torch.int64), torch.ones(num_tokens, 1), routing)
+    assert tuple(part.tolist() for part in plan.row_token.split(plan.row_splits)) == tokens_of_rank
+
+
+def test_the_less_busy_rank_is_chosen() -> None:
+    """Rank 0 holds 0, 1 and 2, rank 1 holds 3, 0 and 1. Reading costs as much as four pairs.
+
+    Expert 2 keeps rank 0 busy with 4 + 3 and 3 keeps rank 1 busy with 4 + 1. Expert 0 has six pairs and chooses first:
+    rank 1, which then has 15. Expert 1 has one pair: rank 0.
+    """
+    routing = layer_routing(expert_map_from_rows([[0, 1, 2, 3, 0, 1]], 4, 2), 0, pairs_per_touch=4)
+    assert copies_in_use([6, 1, 3, 1], routing) == [[4], [1], [2], [3]]
+
+
+def test_bad_settings_are_refused() -> None:
+    """Touching an expert costs something."""
+    with pytest.raises(ValueError, match="pairs_per_touch must be at least 1, got 0"):
+        layer_routing(LINEAR, 0, pairs_per_touch=0)
 
 
 def test_empty_batch() -> None:
@@ -74,12 +100,26 @@ def test_every_pair_travels_once(expert_map: ExpertMap, layer: int, num_tokens: 
         assert set(pair_row.tolist()) == set(range(len(tokens))), "no row without a pair"
 
 
-def test_copies_share_the_load() -> None:
-    """Over a batch the copies of one expert get numbers of tokens that differ by at most one."""
-    expert_map = expert_map_from_rows([[0, 1, 0, 2, 0, 1]], 3, 3)
-    ids = torch.zeros(100, 1, dtype=torch.int64)
-    plan = plan_dispatch(ids, torch.ones(100, 1), layer_routing(expert_map, 0))
-    assert max(plan.row_splits) - min(plan.row_splits) <= 1
+@pytest.mark.parametrize("num_tokens", [47, 48, 100])
+def test_copies_share_the_load(num_tokens: int) -> None:
+    """In a large batch the copies of one expert get numbers of tokens that differ by at most one."""
+    routing = layer_routing(expert_map_from_rows([[0, 1, 0, 2, 0, 1]], 3, 3), 0, pairs_per_touch=16)
+    plan = plan_dispatch(torch.zeros(num_tokens, 1, dtype=torch.int64), torch.ones(num_tokens, 1), routing)
+    assert sum(splits > 0 for splits in plan.row_splits) == min(3, num_tokens // 16)
+    used = [splits for splits in plan.row_splits if splits]
+    assert max(used) - min(used) <= 1
+
+
+def test_fewer_experts_are_touched_than_by_taking_turns() -> None:
+    """A batch that chooses every expert twice touches no second copy of any."""
+    routing = layer_routing(REDUNDANT, 0)
+    plan = plan_dispatch(torch.arange(6).repeat(2).view(-1, 1), torch.ones(12, 1), routing)
+    touched = Counter(
+        (ep_rank, slot)
+        for ep_rank, slots in enumerate(plan.pair_slot.split(plan.pair_splits))
+        for slot in set(slots.tolist())
+    )
+    assert len(touched) == 6
 
 
 def test_weights_do_not_choose() -> None:
@@ -88,6 +128,52 @@ def test_weights_do_not_choose() -> None:
     plans = [plan_dispatch(ids, torch.rand(20, 3), layer_routing(REDUNDANT, 1)) for _ in range(2)]
     assert torch.equal(plans[0].row_token, plans[1].row_token)
     assert torch.equal(plans[0].pair_slot, plans[1].pair_slot)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_native_twin_plans_alike(seed: int) -> None:
+    """Random maps, batches and costs of touching; every tensor and split is the same."""
+    generator = torch.Generator().manual_seed(seed)
+    num_experts, ep_size = [(6, 3), (16, 4), (64, 8), (5, 1)][seed % 4]
+    expert_map = _random_map(num_experts, ep_size, num_redundant=seed % 3, generator=generator)
+    routing = layer_routing(expert_map, 0, pairs_per_touch=1 + seed % 9)
+    num_tokens, top_k = int(torch.randint(0, 80, (1,), generator=generator)), min(num_experts, 1 + seed % 8)
+    # A few popular experts, so that copies matter.
+    scores = torch.rand(num_tokens, num_experts, generator=generator) + torch.rand(num_experts, generator=generator)
+    ids, weights = scores.topk(top_k).indices, torch.rand(num_tokens, top_k, generator=generator)
+    expected, actual = plan_dispatch(ids, weights, routing), plan_dispatch_native(ids, weights, routing)
+    _check_types(actual)
+    for name, value in vars(expected).items():
+        other = getattr(actual, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+@pytest.mark.parametrize("expert_id", [-1, 6])
+def test_the_native_twin_reads_nothing_outside(expert_id: int) -> None:
+    """An id that is no expert is an error before memory is touched."""
+    ids = torch.tensor([[0], [expert_id]])
+    with pytest.raises(ValueError, match="no logical expert"):
+        plan_dispatch_native(ids, torch.ones(2, 1), layer_routing(REDUNDANT, 0))
+
+
+def test_the_fastest_planner_is_native_on_the_cpu() -> None:
+    """And the reference elsewhere."""
+    chosen: list[PlanDispatch] = [planner("cpu"), planner("meta")]
+    assert chosen == [plan_dispatch_native, plan_dispatch]
+
+
+def _random_map(num_experts: int, ep_size: int, *, num_redundant: int, generator: torch.Generator) -> ExpertMap:
+    """Every expert once, contiguous, and random copies elsewhere in the redundant slots."""
+    linear = linear_expert_map(1, num_experts, ep_size, num_redundant_slots=num_redundant)
+    row = linear.physical_to_logical[0].tolist()
+    for slot, held in enumerate(row):
+        if held >= 0 or torch.rand(1, generator=generator) < 0.2:
+            continue
+        first = slot - slot % linear.slots_per_rank
+        free = sorted(set(range(num_experts)) - set(row[first : first + linear.slots_per_rank]))
+        if free:
+            row[slot] = free[int(torch.randint(len(free), (1,), generator=generator))]
+    return expert_map_from_rows([row], num_experts, ep_size)
 
 
 def _check_types(plan: DispatchPlan) -> None:

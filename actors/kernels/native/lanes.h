@@ -161,6 +161,21 @@ STEP35_INLINE float largest(const Lanes& lanes) {
     return result;
 }
 
+// Whether a lane holds more than `bound`; a NaN does not.
+STEP35_INLINE bool any_above(const Lanes& lanes, float bound) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)lanes.part[0], _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+    const __m256 bounds = _mm256_set1_ps(bound);
+    const __m256 low = _mm256_cmp_ps((__m256)lanes.part[0], bounds, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(low, _mm256_cmp_ps((__m256)lanes.part[1], bounds, _CMP_GT_OQ))) != 0;
+#else
+    NativeInt above = lanes.part[0] > bound;
+    for (int i = 1; i < kParts; ++i) above |= lanes.part[i] > bound;
+    return (above[0] | above[1] | above[2] | above[3]) != 0;
+#endif
+}
+
 // Calls body(start, count) over [0, length): count is 16 but for the last, which may be less.
 template <typename Body>
 STEP35_INLINE void for_each_lanes(int64_t length, Body body) {

@@ -1,4 +1,4 @@
-// Gated MLPs, the grouped expert MLP, and the gate that chooses experts.
+// Gated MLPs, the grouped expert MLP, and the head.
 #pragma once
 
 #include "numerics.h"
@@ -90,48 +90,6 @@ static void expert_mlp(Scratch& scratch, const GatedMlp& slots, const ExpertPair
         if (ends[s] == first) continue;
         const GatedMlp expert{nth(slots.gate, s), nth(slots.up, s), nth(slots.down, s)};
         mlp_rows(tile, expert, limit, x + first, ends[s] - first, y + first);
-    }
-}
-
-// The top_k largest of scores + bias, best first, the lowest id first among equals. A NaN is never preferred, and
-// never leaves an id unset.
-static inline void choose_experts(const float* scores, const GateWeights& weights, int64_t* ids, float* biased) {
-    int64_t num_chosen = 0;
-    for (int64_t e = 0; e < weights.router.rows; ++e) {
-        const float score = scores[e] + weights.bias[e];
-        if (num_chosen == weights.top_k && !(score > biased[num_chosen - 1])) continue;
-        int64_t at = num_chosen < weights.top_k ? num_chosen++ : num_chosen - 1;
-        for (; at > 0 && score > biased[at - 1]; --at) {
-            biased[at] = biased[at - 1];
-            ids[at] = ids[at - 1];
-        }
-        biased[at] = score;
-        ids[at] = e;
-    }
-}
-
-// Weights come from the unbiased scores and sum to routed_scale.
-static inline void weigh_experts(const float* scores, const GateWeights& weights, const int64_t* ids, float* out) {
-    float total = 0.0f;
-    for (int64_t i = 0; i < weights.top_k; ++i) total += scores[ids[i]];
-    for (int64_t i = 0; i < weights.top_k; ++i) out[i] = scores[ids[i]] / (total + 1e-20f) * weights.routed_scale;
-}
-
-static inline void sigmoid_in_place(float* values, int64_t count) {
-    for_each_lanes(count,
-                   [&](int64_t at, int64_t n) { store_up_to(values + at, sigmoid(load_up_to(values + at, n)), n); });
-}
-
-static void gate(Scratch& scratch, const GateWeights& weights, const float* hidden, int64_t num_rows, float* normed,
-                 int64_t* topk_ids, float* topk_weights) {
-    rms_norm_rows(hidden, num_rows, weights.norm, normed);
-    const float* const* x = row_pointers<const float>(scratch, normed, num_rows, weights.router.cols);
-    float** scores = linear_rows(scratch, x, num_rows, weights.router);
-    float* biased = take<float>(scratch, weights.top_k);
-    for (int64_t r = 0; r < num_rows; ++r) {
-        sigmoid_in_place(scores[r], weights.router.rows);
-        choose_experts(scores[r], weights, topk_ids + r * weights.top_k, biased);
-        weigh_experts(scores[r], weights, topk_ids + r * weights.top_k, topk_weights + r * weights.top_k);
     }
 }
 

@@ -1,4 +1,4 @@
-// exp, silu, sigmoid and rotation angles in sixteen lanes, the same formula in every lane.
+// exp, log, silu, sigmoid and rotation angles in sixteen lanes, the same formula in every lane.
 #pragma once
 
 #include "lanes.h"
@@ -22,6 +22,30 @@ STEP35_INLINE Lanes exponential(const Lanes& argument) {
     Lanes power;
     for (int i = 0; i < kParts; ++i) power.part[i] = (Native)(((NativeBits)shifted.part[i] + 127u) << 23);
     return p * power;
+}
+
+// Within 2 ulp, or 2^-24 near one (Cephes logf). Below the smallest normal number it is that number's; NaN stays NaN.
+STEP35_INLINE Lanes logarithm(const Lanes& argument) {
+    const Lanes x = at_least(argument, broadcast(1.17549435e-38f));
+    Lanes mantissa, exponent;
+    for (int i = 0; i < kParts; ++i) {
+        const NativeInt bits = (NativeInt)x.part[i];
+        const NativeInt beyond = bits - 0x3f3504f3;  // how far beyond sqrt(1/2): the mantissa lies in [sqrt(1/2), sqrt(2))
+        mantissa.part[i] = (Native)(bits - (beyond & (int32_t)0xff800000));
+        exponent.part[i] = __builtin_convertvector(beyond >> 23, Native);
+    }
+    const Lanes r = mantissa - broadcast(1.0f), z = r * r;
+    Lanes p = multiply_add(broadcast(7.0376836292e-2f), r, broadcast(-1.1514610310e-1f));
+    p = multiply_add(p, r, broadcast(1.1676998740e-1f));
+    p = multiply_add(p, r, broadcast(-1.2420140846e-1f));
+    p = multiply_add(p, r, broadcast(1.4249322787e-1f));
+    p = multiply_add(p, r, broadcast(-1.6668057665e-1f));
+    p = multiply_add(p, r, broadcast(2.0000714765e-1f));
+    p = multiply_add(p, r, broadcast(-2.4999993993e-1f));
+    p = multiply_add(p, r, broadcast(3.3333331174e-1f));
+    p = multiply_add(exponent, broadcast(-2.12194440e-4f), p * r * z);
+    p = multiply_add(broadcast(-0.5f), z, p);
+    return multiply_add(exponent, broadcast(0.693359375f), r + p);
 }
 
 STEP35_INLINE Lanes one_plus_exp_of_minus(const Lanes& x) {

@@ -40,6 +40,15 @@ struct GateWeights {
     float routed_scale;
 };
 
+// normed: [T, H]. topk_ids, topk_weights: [T, K]. measures: [3, T], mass, entropy and margin. runner_up: [T].
+struct GateOutputs {
+    float* normed;
+    int64_t* topk_ids;
+    float* topk_weights;
+    float* measures;
+    int64_t* runner_up;
+};
+
 // q: [N*D, H]. k, v: [G*D, H]. o: [H, N*D]. head_gate: [N, H]. q_norm, k_norm: [D].
 struct AttentionLayer {
     Norm norm;
@@ -92,8 +101,7 @@ struct Operations {
     void (*dense_half)(Scratch&, const GatedMlp&, const Norm&, float limit, const float* hidden, int64_t num_rows,
                        float* out);
     void (*expert_mlp)(Scratch&, const GatedMlp&, const ExpertPairs&, float limit, const float* hidden, float* out);
-    void (*gate)(Scratch&, const GateWeights&, const float* hidden, int64_t num_rows, float* normed, int64_t* topk_ids,
-                 float* topk_weights);
+    void (*gate)(Scratch&, const GateWeights&, const float* hidden, int64_t num_rows, const GateOutputs&);
     void (*head)(Scratch&, const Norm&, const Matrix& output, const float* hidden, int64_t num_rows, float* logits);
     void (*attention_half)(Scratch&, const AttentionLayer&, const AttentionBatch&, const PagedCache&,
                            const float* hidden, int64_t num_rows, float* out);
