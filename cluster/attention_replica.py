@@ -13,12 +13,22 @@ from typing import NamedTuple, Protocol
 
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
-from cluster.errors import ClusterError, CoordinatorUnavailable
-from cluster.membership import CoordinatorPort
-from cluster.replica import Identity, ReplicaSettings, has_transport, leave, persist
+from cluster.errors import CoordinatorUnavailable
+from cluster.membership import AttentionReport, CoordinatorPort
+from cluster.replica import (
+    Identity,
+    ReplicaSettings,
+    check_task,
+    end_task,
+    has_transport,
+    leave,
+    persist,
+    report_forever,
+)
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
 from routing.experts import ExpertMap
+from routing.load.sample import LoadSample
 from routing.transport.endpoint import Endpoint
 
 logger = logging.getLogger(__name__)
@@ -29,6 +39,10 @@ class AttentionRank(Protocol):
 
     def start(self) -> None: ...
     def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None: ...
+    @property
+    def adopted_epoch(self) -> int: ...
+    def take_step_seconds(self) -> tuple[float, ...]: ...
+    def take_sample(self) -> LoadSample | None: ...
     def is_ready(self) -> bool: ...
     def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]: ...
     def load_report(self) -> LoadReport: ...
@@ -66,6 +80,7 @@ class AttentionReplica:
         self._built: BuiltAttention | None = None
         self._is_draining = False
         self._announcing: asyncio.Task[None] | None = None
+        self._reporting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Join, load, start the engine. Readiness is announced later, when a token has been produced."""
@@ -79,6 +94,8 @@ class AttentionReplica:
         self._follow(self._watcher.view or view)
         await persist(self._register, self._settings.join_timeout_s)
         self._announcing = asyncio.create_task(self._announce_readiness(built.actor), name="announce-readiness")
+        reports = report_forever(self._coordinator, self._identity.member_id, self._member_report, self._settings)
+        self._reporting = asyncio.create_task(reports, name="report")
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """The request's events. Closing the iterator aborts the sequence; a failure is the last event, never raised."""
@@ -97,21 +114,19 @@ class AttentionReplica:
     def check_health(self) -> None:
         """Raises if the engine is stuck or dead, or if the process no longer follows the cluster or reports to it."""
         self._watcher.check()
-        announcing = self._announcing
-        if announcing is not None and announcing.done() and not announcing.cancelled():
-            raise ClusterError("this process no longer announces its readiness") from announcing.exception()
+        check_task(self._announcing, "announces its readiness")
+        check_task(self._reporting, "reports to the coordinator")
         if self._built is not None:
             self._built.actor.check_health()
 
     async def close(self) -> None:
         """Say that nothing new should come, finish what runs, leave the cluster, free everything. Idempotent."""
         self._is_draining = True
-        if self._announcing is not None:
-            self._announcing.cancel()
-            await asyncio.wait([self._announcing])
+        await end_task(self._announcing)
         if self._built is not None:
             await self._report(False)
             await asyncio.to_thread(self._built.actor.drain, self._settings.drain_timeout_s)
+        await end_task(self._reporting)
         await self._watcher.close()
         await leave(self._coordinator, self._identity.member_id, self._settings.leave_timeout_s)
         if self._built is not None:
@@ -141,6 +156,15 @@ class AttentionReplica:
                 await self._coordinator.report_ready(self._identity.member_id, is_ready)
         except (TimeoutError, CoordinatorUnavailable):
             logger.info("the coordinator did not hear that ready is %s", is_ready)
+
+    def _member_report(self) -> AttentionReport | None:
+        if self._built is None:
+            return None
+        actor = self._built.actor
+        sample = actor.take_sample()
+        return AttentionReport(
+            actor.adopted_epoch, actor.take_step_seconds(), None if sample is None else sample.to_dict()
+        )
 
     def _is_ready(self, actor: AttentionRank) -> bool:
         return not self._is_draining and actor.is_ready()

@@ -28,6 +28,7 @@ from pydantic import (
 from actors.attention.config import AttentionConfig
 from actors.expert.config import ExpertConfig
 from cluster.api.settings import ApiLimits, ApiSettings
+from cluster.balancing import BalancingConfig
 from cluster.errors import ConfigurationError
 
 PACKAGE = "step35-cluster"
@@ -82,7 +83,9 @@ class ExpertTier(_Section):
 
     ep_size: int = Field(8, ge=1, description="EP ranks; must divide the checkpoint's routed experts")
     num_replicas: int | None = Field(None, ge=1, description="must equal ep_size: one replica holds one rank")
-    num_redundant_slots: int = Field(0, ge=0, description="empty expert slots per rank and layer, for rebalancing")
+    num_redundant_slots: int = Field(
+        1, ge=0, description="expert slots per rank and layer beyond one for each expert; rebalancing needs one"
+    )
     device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device of the expert weights")
     resources: ActorResources = Field(default_factory=ActorResources)
     engine: ExpertConfig = Field(default_factory=ExpertConfig)
@@ -108,6 +111,22 @@ class GatewayConfig(_Section):
     api_keys_file: AbsolutePath | None = Field(None, description="bearer keys, one a line; without it the API is open")
     max_context_tokens: int | None = Field(None, ge=2, description="shortens the checkpoint's context")
     limits: ApiLimits = Field(default_factory=ApiLimits)
+
+
+class AdminConfig(_Section):
+    """The operator's HTTP route, kept off the public port."""
+
+    enabled: bool = Field(True, description="whether to listen at all")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on, on the coordinator's node")
+    port: int = Field(8001, ge=1, le=65535, description="port to listen on")
+    token_file: AbsolutePath = Field(
+        Path("~/.step35/admin.token"), validate_default=True, description="bearer tokens, one a line; made if missing"
+    )
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches it."""
+        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.host}:{self.port}"
 
 
 class ControlConfig(_Section):
@@ -161,7 +180,9 @@ class ClusterConfig(_Section):
         "so that decode steps have constant shapes; None sends exact sizes; unused if auto chooses shm",
     )
     deterministic: bool = Field(False, description="results do not depend on batch or placement, at some cost")
+    balancing: BalancingConfig = Field(default_factory=BalancingConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    admin: AdminConfig = Field(default_factory=AdminConfig)
     control: ControlConfig = Field(default_factory=ControlConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of our own loggers")
@@ -195,6 +216,27 @@ class ClusterConfig(_Section):
                 f"transport nccl needs both tiers on cuda, got {self.attention.device} and {self.experts.device}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Self:
+        if self.admin.enabled and self.admin.port == self.gateway.port:
+            raise ValueError(f"admin.port {self.admin.port} must differ from gateway.port, which is public")
+        return self
+
+    @model_validator(mode="after")
+    def _check_slots(self) -> Self:
+        is_ordered = "mode" in self.balancing.model_fields_set and self.balancing.mode != "off"
+        if self.experts.num_redundant_slots == 0 and is_ordered:
+            raise ValueError(
+                f"balancing.mode {self.balancing.mode} needs experts.num_redundant_slots of at least 1, got 0: "
+                "experts move through a slot that is free"
+            )
+        return self
+
+    @property
+    def balancer(self) -> BalancingConfig:
+        """The balancing config; off where there is no slot to move through."""
+        return self.balancing if self.experts.num_redundant_slots else self.balancing.model_copy(update={"mode": "off"})
 
     @model_validator(mode="after")
     def _check_capacity(self) -> Self:
@@ -255,17 +297,36 @@ def load_config(
 
     Raises ConfigurationError that lists everything wrong.
     """
-    values = _read_file(file) if file is not None else {}
-    for path, text in _variables(os.environ if environ is None else environ):
-        _set(values, path, _parse(_variable(path), text))
+    values = _given(file, environ)
     values.update({name: value for name, value in (overrides or {}).items() if value is not None})
     try:
         return ClusterConfig.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(details) for details in error.errors()]
-        source = str(file) if file is not None else "defaults"
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise ConfigurationError(f"configuration ({source}): {len(problems)} problem(s)\n{listed}") from None
+        raise _wrong_configuration(file, [_explain(details) for details in error.errors()]) from None
+
+
+def load_admin(file: Path | None, *, environ: Mapping[str, str] | None = None) -> AdminConfig:
+    """Only the admin section, for a tool that speaks to a running cluster and needs no checkpoint. Raises
+    ConfigurationError."""
+    try:
+        return AdminConfig.model_validate(_given(file, environ).get("admin", {}))
+    except ValidationError as error:
+        problems = [_explain({**details, "loc": ("admin", *details["loc"])}) for details in error.errors()]
+        raise _wrong_configuration(file, problems) from None
+
+
+def _given(file: Path | None, environ: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the file and the environment say, not checked yet."""
+    values = _read_file(file) if file is not None else {}
+    for path, text in _variables(os.environ if environ is None else environ):
+        _set(values, path, _parse(_variable(path), text))
+    return values
+
+
+def _wrong_configuration(file: Path | None, problems: list[str]) -> ConfigurationError:
+    source = str(file) if file is not None else "defaults"
+    listed = "\n".join(f"  - {problem}" for problem in problems)
+    return ConfigurationError(f"configuration ({source}): {len(problems)} problem(s)\n{listed}")
 
 
 def export_environment(variables: Mapping[str, str], environ: MutableMapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Coordinator: owns EP-rank leases and the current view, and nothing else. Never on the token path.
+"""Coordinator: owns EP-rank leases and the current view; its balancer says which map is next. Never on the token path.
 
 One event loop, no Ray. Its state is rebuilt from its members: after a restart the first of them to show the view it has
 seen restores everyone in it; each of the others goes on, or registers again with the rank it holds.
@@ -10,17 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.balancer import Balancer
+from cluster.balancing import BalancingConfig
+from cluster.experts_status import BalancerStatus, ExpertStatus, ExpertTierStatus, Proposal
 from cluster.leases import LeaseTable
-from cluster.membership import ClusterStatus, ViewReply
+from cluster.membership import ClusterStatus, MemberReport, ViewReply
 from cluster.view import (
     AttentionMember,
     ClusterView,
     Shard,
     raised_above,
     with_attention,
+    with_orders,
     with_shard,
     with_transport,
     without_member,
@@ -68,10 +72,14 @@ class Coordinator:
         choose_transport: TransportChoice,
         settings: CoordinatorSettings,
         *,
+        balancer: Balancer | None = None,
         clock: Callable[[], float] = time.monotonic,
         is_gone: Callable[[str], Awaitable[bool]] = never_gone,
     ) -> None:
+        """balancer: None never begins a rebalance, but takes one to its end that a view shows."""
         self._settings = settings
+        self._balancer = balancer or Balancer(BalancingConfig(mode="off"), expert_map)
+        self._reports: dict[str, MemberReport] = {}
         self._choose_transport = choose_transport
         self._clock = clock
         self._is_gone = is_gone
@@ -114,16 +122,24 @@ class Coordinator:
         await self._adopt(with_attention(self._view, member_id, AttentionMember(member.endpoint, is_ready)))
         return True
 
+    async def report(self, member_id: str, report: MemberReport) -> bool:
+        if not self._leases.is_known(member_id):
+            return False
+        self._reports[member_id] = report
+        self._balancer.note(report, self._leases.rank_of(member_id), self._clock())
+        await self._advance()
+        return True
+
     async def leave(self, member_id: str) -> None:
         self._leases.release(member_id)
         await self._forget([member_id])
 
     async def recover(self, view: Mapping[str, Any]) -> None:
         seen = ClusterView.from_dict(view)
-        # An older view than ours names members that may have left since.
+        # An older view than ours names members that may have left since; its map may be newer all the same.
         if seen.view_id >= self._view.view_id:
             self._restore_members(seen)
-            await self._adopt(raised_above(self._view, seen, self._leases.holders()))
+        await self._adopt(raised_above(self._view, seen, self._leases.holders()))
 
     async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
         is_member_lost = member_id is not None and not self._leases.renew(member_id, self._clock())
@@ -139,11 +155,38 @@ class Coordinator:
     async def status(self) -> ClusterStatus:
         return ClusterStatus(self._view.to_dict(), self._leases.holders(), len(self._leases.members()))
 
+    async def expert_status(self) -> ExpertTierStatus:
+        """What an operator is shown of the expert tier."""
+        return self._balancer.status(self._view, self._reports, self._clock())
+
+    async def rebalance(self, *, is_dry_run: bool) -> Proposal:
+        """By the operator's hand. Raises InvalidOrder."""
+        proposal = self._balancer.propose(self._view, self._clock(), is_dry_run=is_dry_run)
+        await self._advance()
+        return proposal
+
+    async def pin(self, layer_id: int, logical_id: int, ep_ranks: tuple[int, ...] | None) -> ExpertStatus:
+        """Keep an expert's copies on these ranks, by default where they are. The next rebalance makes it so. Raises
+        InvalidOrder."""
+        await self._adopt(self._balancer.with_pin(self._view, layer_id, logical_id, ep_ranks))
+        return self._balancer.expert(self._view, layer_id, logical_id, self._clock())
+
+    async def unpin(self, layer_id: int, logical_id: int) -> ExpertStatus:
+        """Leave the expert to the balancer again. Raises InvalidOrder."""
+        await self._adopt(self._balancer.without_pin(self._view, layer_id, logical_id))
+        return self._balancer.expert(self._view, layer_id, logical_id, self._clock())
+
+    async def set_paused(self, *, is_paused: bool) -> BalancerStatus:
+        """Whether rebalances may begin by themselves."""
+        await self._adopt(with_orders(self._view, replace(self._view.orders, is_paused=is_paused)))
+        return self._balancer.balancer_status(self._view, self._reports, self._clock())
+
     async def run(self) -> None:
         """Drop dead members for ever; its owner cancels it."""
         while True:
             await asyncio.sleep(self._settings.check_period_s)
             await self.drop_dead_members()
+            await self._advance()
 
     async def drop_dead_members(self) -> None:
         """Drop those whose time to live is over, and silent ones whose process is gone."""
@@ -188,10 +231,19 @@ class Coordinator:
         view = self._view
         for member_id in member_ids:
             logger.info("member %s is out of the cluster", member_id)
+            self._reports.pop(member_id, None)
             self._attention_hosts.pop(member_id, None)
             self._expert_hosts.pop(member_id, None)
             view = without_member(view, member_id)
         await self._adopt(view)
+
+    async def _advance(self) -> None:
+        """Let the balancer do what can be done now. While recovering, the newest view may not be known yet."""
+        now = self._clock()
+        if now >= self._grants_from:
+            view = self._balancer.advance(self._view, self._reports, now)
+            if view is not self._view:
+                await self._adopt(view)
 
     async def _adopt(self, view: ClusterView) -> None:
         """Publish a view. Waiters wake even if it is the same one, because a lease may have become free."""

@@ -22,7 +22,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from actors.messages import GenerateRequest, LoadReport, TokenEvent
+from cluster.admin.app import create_admin_app
+from cluster.admin.server import AdminServer
 from cluster.attention_replica import AttentionReplica
+from cluster.balancer import Balancer
 from cluster.config import ClusterConfig
 from cluster.coordinator import Coordinator, CoordinatorSettings
 from cluster.expert_replica import ExpertReplica
@@ -41,10 +44,11 @@ COORDINATOR, EXPERTS, ATTENTION, GATEWAY = "Coordinator", "ExpertActor", "Attent
 
 @dataclass(frozen=True)
 class MapShape:
-    """What the coordinator must know of the model: the size of its expert map."""
+    """What the coordinator must know of the model: the size of its expert map, and the number of each MoE layer."""
 
     num_moe_layers: int
     num_logical_experts: int
+    layer_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,13 @@ def gateway_app_name(config: ClusterConfig) -> str:
 class CoordinatorDeployment(Coordinator):
     """The coordinator as a Serve replica."""
 
-    def __init__(self, fields: Mapping[str, Any], shape: Mapping[str, int]) -> None:
-        config = _configure(fields)
+    def __init__(self, fields: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
+        config, model = _configure(fields), MapShape(**shape)
         expert_map = linear_expert_map(
-            ep_size=config.experts.ep_size, num_redundant_slots=config.experts.num_redundant_slots, **shape
+            model.num_moe_layers,
+            model.num_logical_experts,
+            config.experts.ep_size,
+            num_redundant_slots=config.experts.num_redundant_slots,
         )
         super().__init__(
             expert_map,
@@ -96,18 +103,25 @@ class CoordinatorDeployment(Coordinator):
                 silent_after_s=2 * config.control.poll_s,
                 recovery_grace_s=_watch_settings(config).longest_silence_s,
             ),
+            balancer=Balancer(config.balancer, expert_map, layer_ids=tuple(model.layer_ids) or None),
             is_gone=_is_gone,
         )
         self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
+        admin = config.admin
+        self._admin = AdminServer(create_admin_app(self, admin.token_file), admin.host, admin.port)
+        if admin.enabled:
+            self._admin.start()
 
     async def check_health(self) -> None:
-        """Raises if dead members are no longer dropped."""
+        """Raises if dead members are no longer dropped, or the operator is no longer answered."""
+        self._admin.check()
         if self._dropping.done():
             raise RuntimeError("the coordinator no longer watches its members") from self._dropping.exception()
 
     async def __del__(self) -> None:
         """Called once by Serve, on the replica's loop."""
         self._dropping.cancel()
+        await self._admin.close()
 
 
 class ExpertDeployment:

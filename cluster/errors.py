@@ -4,10 +4,13 @@ ClusterError
 ├── ConfigurationError         a configuration file or variable that is wrong; the message names field, value and rule
 ├── CoordinatorUnavailable     the coordinator did not answer in time; what it last published stays good
 ├── MembershipLost             the coordinator gave this process up, or another one has its place: it must restart
+├── PortUnavailable            somebody else listens where this process should
+├── AdminUnreachable           the admin route did not do what was asked; the message says why
 ├── StartFailed                the cluster did not come up; `problems` says why
 └── ApiError               an HTTP request that gets an error body; its message is a sentence of ours
     ├── InvalidRequest         the body, a field or a combination of fields is wrong
     │   └── ContextLengthExceeded  prompt and completion do not fit the context
+    ├── InvalidOrder           an operator's order that cannot be followed now
     ├── Unauthorized           no key, or one that is not known
     ├── UnknownModel           the model is not served here
     ├── BodyTooLarge           the body is longer than allowed
@@ -41,6 +44,14 @@ class MembershipLost(ClusterError):
     """This process is no longer the member it was and cannot become it again."""
 
 
+class PortUnavailable(ClusterError):
+    """A port cannot be listened on. The message names it, and the field that sets it."""
+
+
+class AdminUnreachable(ClusterError):
+    """The admin route refused, or nobody answered. The message is for the operator."""
+
+
 class StartFailed(ClusterError):
     """The cluster did not come up. `problems`: what is known of the causes, one sentence or trace each."""
 
@@ -64,6 +75,10 @@ class InvalidRequest(ApiError):
 
 class ContextLengthExceeded(InvalidRequest):
     """Prompt and completion together are longer than the context."""
+
+
+class InvalidOrder(ApiError):
+    """An operator's order cannot be followed; the message says what to do."""
 
 
 class Unauthorized(ApiError):

@@ -10,9 +10,21 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from routing.load.expert_side import ExpertSample
+
+from actors.expert.slots import SlotProgress
 from cluster.errors import MembershipLost
-from cluster.membership import CoordinatorPort
-from cluster.replica import Identity, ReplicaSettings, has_transport, leave, persist
+from cluster.membership import CoordinatorPort, ExpertReport
+from cluster.replica import (
+    Identity,
+    ReplicaSettings,
+    check_task,
+    end_task,
+    has_transport,
+    leave,
+    persist,
+    report_forever,
+)
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
 from routing.experts import ExpertMap
@@ -26,6 +38,9 @@ class ExpertRank(Protocol):
 
     def start(self) -> None: ...
     def reconcile(self, attention: Sequence[Endpoint], shards: Mapping[int, Endpoint]) -> None: ...
+    def follow_maps(self, maps: Sequence[ExpertMap], next_map: ExpertMap | None) -> None: ...
+    def slot_progress(self) -> SlotProgress: ...
+    def take_sample(self) -> ExpertSample | None: ...
     def check_health(self) -> None: ...
     def close(self) -> None: ...
 
@@ -58,6 +73,7 @@ class ExpertReplica:
         )
         self._built: BuiltExpert | None = None
         self._ep_rank = -1
+        self._reporting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Lease a rank, load it, serve it. Raises TimeoutError, MembershipLost, or what loading raises."""
@@ -70,16 +86,20 @@ class ExpertReplica:
         self._built = built
         self._follow(self._watcher.view or view)
         await self._publish(built)
+        reports = report_forever(self._coordinator, self._identity.member_id, self._report, self._settings)
+        self._reporting = asyncio.create_task(reports, name="report")
         logger.info("member %s serves EP rank %d", self._identity.member_id, self._ep_rank)
 
     def check_health(self) -> None:
         """Raises if the actor is stuck or dead, or if the process no longer follows the cluster."""
         self._watcher.check()
+        check_task(self._reporting, "reports to the coordinator")
         if self._built is not None:
             self._built.actor.check_health()
 
     async def close(self) -> None:
         """Leave the cluster and free everything. Idempotent."""
+        await end_task(self._reporting)
         await self._watcher.close()
         await leave(self._coordinator, self._identity.member_id, self._settings.leave_timeout_s)
         if self._built is not None:
@@ -117,4 +137,19 @@ class ExpertReplica:
 
     def _follow(self, view: ClusterView) -> None:
         if self._built is not None:
+            self._built.actor.follow_maps(view.served_maps, view.next_map)
             self._built.actor.reconcile(view.attention_endpoints(), view.shard_endpoints())
+
+    def _report(self) -> ExpertReport | None:
+        if self._built is None:
+            return None
+        actor = self._built.actor
+        progress, sample = actor.slot_progress(), actor.take_sample()
+        return ExpertReport(
+            served_epochs=progress.served_epochs,
+            checksums=tuple((layer, logical, crc) for (layer, logical), crc in progress.checksums.items()),
+            failure=progress.failure,
+            num_loaded=progress.num_loaded,
+            num_to_load=progress.num_to_load,
+            sample=None if sample is None else sample.to_dict(),
+        )

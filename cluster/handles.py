@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
 from cluster.api.engine import Readiness
 from cluster.errors import ClusterError, CoordinatorUnavailable
-from cluster.membership import ClusterStatus, ViewReply
+from cluster.membership import ClusterStatus, MemberReport, ViewReply
 from cluster.view import ClusterView
 from cluster.watcher import Watcher
 from routing.transport.endpoint import Endpoint
@@ -48,6 +48,9 @@ class RemoteCoordinator:
 
     async def report_ready(self, member_id: str, is_ready: bool) -> bool:
         return bool(await self._call("report_ready", 0.0, member_id, is_ready))
+
+    async def report(self, member_id: str, report: MemberReport) -> bool:
+        return bool(await self._call("report", 0.0, member_id, report))
 
     async def leave(self, member_id: str) -> None:
         await self._call("leave", 0.0, member_id)

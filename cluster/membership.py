@@ -32,6 +32,38 @@ class ClusterStatus:
     num_members: int = 0
 
 
+@dataclass(frozen=True)
+class ExpertReport:
+    """What an expert rank says of itself, again and again. served_epochs: of the maps whose rows it takes.
+
+    checksums: (moe_layer_idx, logical_id, CRC-32) of the experts that the next map gives another copy, once it is
+    served. failure: why the next map cannot be served. num_loaded, num_to_load: slots of the next map.
+    sample: `ExpertSample.to_dict()` since the last report, None if nothing was computed.
+    """
+
+    served_epochs: tuple[int, ...]
+    checksums: tuple[tuple[int, int, int], ...] = ()
+    failure: str | None = None
+    num_loaded: int = 0
+    num_to_load: int = 0
+    sample: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """What an attention actor says of itself. adopted_epoch: of the map that its steps are planned with.
+
+    step_seconds: of the steps since the last report. sample: `LoadSample.to_dict()` since then, None if there was none.
+    """
+
+    adopted_epoch: int
+    step_seconds: tuple[float, ...] = ()
+    sample: Mapping[str, Any] | None = None
+
+
+MemberReport = ExpertReport | AttentionReport
+
+
 class CoordinatorPort(Protocol):
     """The coordinator as its members see it. Every method raises CoordinatorUnavailable if it cannot be reached."""
 
@@ -51,6 +83,11 @@ class CoordinatorPort(Protocol):
 
     async def report_ready(self, member_id: str, is_ready: bool) -> bool:
         """Whether the attention actor can produce a token now. Answers False if it is not in the view."""
+        ...
+
+    async def report(self, member_id: str, report: MemberReport) -> bool:
+        """Where the member stands with the maps, and what it measured since its last report. False: it is not known
+        (any more), and what it measured is lost."""
         ...
 
     async def leave(self, member_id: str) -> None:

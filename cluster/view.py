@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from routing.experts import ExpertMap
+from routing.placement.contract import Pin
 from routing.transport.endpoint import Endpoint
 
 
@@ -32,16 +33,36 @@ class AttentionMember:
 
 
 @dataclass(frozen=True)
+class Orders:
+    """What the operator has ordered of the balancer. Part of the view, so that it outlives the coordinator.
+
+    is_paused: no rebalance begins by itself. pins: expert copies that stay exactly where they are ordered to be.
+    """
+
+    is_paused: bool = False
+    pins: tuple[Pin, ...] = ()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Orders:
+        """Inverse of `asdict`. Raises KeyError, TypeError or ValueError on anything else."""
+        pins = (Pin(**{**pin, "ep_ranks": tuple(pin["ep_ranks"])}) for pin in fields["pins"])
+        return cls(bool(fields["is_paused"]), tuple(pins))
+
+
+@dataclass(frozen=True)
 class ClusterView:
-    """Membership and expert map at one moment.
+    """Membership, expert map and the operator's orders at one moment.
 
     transport: kind every port of this cluster uses, None until it is chosen. shards: by ep_rank.
-    attention: by member id. next_map: the map a rebalance prepares, None outside of one.
+    attention: by member id. next_map: the map a rebalance prepares, None outside of one. previous_map: the map before
+    this one, served until every attention actor has adopted its successor. At most one of the two is there.
     """
 
     view_id: int
     expert_map: ExpertMap
     next_map: ExpertMap | None = None
+    previous_map: ExpertMap | None = None
+    orders: Orders = field(default_factory=lambda: Orders())
     transport: str | None = None
     shards: Mapping[int, Shard] = field(default_factory=dict)
     attention: Mapping[str, AttentionMember] = field(default_factory=dict)
@@ -49,6 +70,8 @@ class ClusterView:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", MappingProxyType(dict(sorted(self.shards.items()))))
         object.__setattr__(self, "attention", MappingProxyType(dict(sorted(self.attention.items()))))
+        if self.next_map is not None and self.previous_map is not None:
+            raise ValueError("a map cannot be prepared while the one before the last is still served")
         outside = [ep_rank for ep_rank in self.shards if not 0 <= ep_rank < self.expert_map.ep_size]
         if outside:
             raise ValueError(f"EP ranks {outside} lie outside 0..{self.expert_map.ep_size - 1}")
@@ -57,6 +80,17 @@ class ClusterView:
     def missing_ranks(self) -> tuple[int, ...]:
         """EP ranks nobody serves, ascending."""
         return tuple(sorted(set(range(self.expert_map.ep_size)) - self.shards.keys()))
+
+    @property
+    def served_maps(self) -> tuple[ExpertMap, ...]:
+        """What every expert rank serves, the current map first."""
+        return (self.expert_map,) if self.previous_map is None else (self.expert_map, self.previous_map)
+
+    @property
+    def highest_epoch(self) -> int:
+        """Of all maps in the view; the next map that is made gets a higher one."""
+        maps = (self.expert_map, self.next_map, self.previous_map)
+        return max(expert_map.map_epoch for expert_map in maps if expert_map is not None)
 
     @property
     def is_serving(self) -> bool:
@@ -81,6 +115,8 @@ class ClusterView:
             "view_id": self.view_id,
             "expert_map": self.expert_map.to_dict(),
             "next_map": self.next_map.to_dict() if self.next_map else None,
+            "previous_map": self.previous_map.to_dict() if self.previous_map else None,
+            "orders": asdict(self.orders),
             "transport": self.transport,
             "shards": [{"ep_rank": ep_rank, **asdict(shard)} for ep_rank, shard in self.shards.items()],
             "attention": [{"member_id": key, **asdict(member)} for key, member in self.attention.items()],
@@ -89,11 +125,13 @@ class ClusterView:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ClusterView:
         """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError on anything else."""
-        next_map, transport = fields["next_map"], fields["transport"]
+        transport = fields["transport"]
         return cls(
             view_id=int(fields["view_id"]),
             expert_map=ExpertMap.from_dict(fields["expert_map"]),
-            next_map=ExpertMap.from_dict(next_map) if next_map is not None else None,
+            next_map=_map_or_none(fields["next_map"]),
+            previous_map=_map_or_none(fields["previous_map"]),
+            orders=Orders.from_dict(fields["orders"]),
             transport=str(transport) if transport is not None else None,
             shards={int(row["ep_rank"]): _shard(row) for row in fields["shards"]},
             attention={str(row["member_id"]): _attention_member(row) for row in fields["attention"]},
@@ -126,15 +164,51 @@ def without_member(view: ClusterView, member_id: str) -> ClusterView:
     return _next(view, shards=shards, attention=attention)
 
 
+def with_next_map(view: ClusterView, next_map: ExpertMap) -> ClusterView:
+    """The view after a rebalance began to prepare a map. The map's epoch must be higher than any in the view."""
+    assert next_map.map_epoch > view.highest_epoch, "a map epoch is never used twice"
+    return _next(view, next_map=next_map)
+
+
+def without_next_map(view: ClusterView) -> ClusterView:
+    """The view after a rebalance was abandoned: the current map goes on."""
+    return view if view.next_map is None else _next(view, next_map=None)
+
+
+def with_next_map_adopted(view: ClusterView) -> ClusterView:
+    """The view after every rank has prepared the next map: it is the current one, and the old one is still served."""
+    assert view.next_map is not None, "there is no map to adopt"
+    return _next(view, expert_map=view.next_map, previous_map=view.expert_map, next_map=None)
+
+
+def without_previous_map(view: ClusterView) -> ClusterView:
+    """The view after every attention actor has adopted the current map."""
+    return view if view.previous_map is None else _next(view, previous_map=None)
+
+
+def with_orders(view: ClusterView, orders: Orders) -> ClusterView:
+    """The view after the operator gave an order."""
+    return view if view.orders == orders else _next(view, orders=orders)
+
+
 def raised_above(view: ClusterView, seen: ClusterView, holders: Mapping[int, str]) -> ClusterView:
-    """The view of a restarted coordinator after a member showed what it had seen: a higher number, the newer map, and
+    """The view of a restarted coordinator after a member showed what it had seen: a higher number, the newer maps, and
     everyone in both, so that nobody hangs up on a process that lives. The dead are dropped later, for their silence.
+    A rebalance goes on from where the newest view left it.
 
     holders: member id by ep_rank; a shard is kept only if its member holds the rank.
     """
-    if seen.view_id < view.view_id or seen == view:
+    is_newer_map = seen.expert_map.map_epoch > view.expert_map.map_epoch
+    if seen == view or (seen.view_id < view.view_id and not is_newer_map):
         return view
-    newer_map = seen.expert_map if seen.expert_map.map_epoch > view.expert_map.map_epoch else view.expert_map
+    newest = seen if is_newer_map or seen.view_id >= view.view_id else view
+    maps: dict[str, Any] = {
+        "expert_map": newest.expert_map,
+        "next_map": newest.next_map,
+        "previous_map": newest.previous_map,
+    }
+    if seen.view_id < view.view_id:
+        return _next(view, **maps)  # it names members that may have left since
     shards = {
         ep_rank: shard
         for known in (seen.shards, view.shards)
@@ -144,15 +218,20 @@ def raised_above(view: ClusterView, seen: ClusterView, holders: Mapping[int, str
     return replace(
         view,
         view_id=seen.view_id + 1,
-        expert_map=newer_map,
         transport=view.transport or seen.transport,
+        orders=newest.orders,
         shards=shards,
         attention={**seen.attention, **view.attention},
+        **maps,
     )
 
 
 def _next(view: ClusterView, **changes: Any) -> ClusterView:
     return replace(view, view_id=view.view_id + 1, **changes)
+
+
+def _map_or_none(fields: Mapping[str, Any] | None) -> ExpertMap | None:
+    return None if fields is None else ExpertMap.from_dict(fields)
 
 
 def _shard(row: Mapping[str, Any]) -> Shard:

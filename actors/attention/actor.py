@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, Requ
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
 from routing.errors import MapNotServed, TransportError
 from routing.experts import ExpertMap
+from routing.load.sample import LoadSample
 from routing.remote import RemoteDispatcher
 from routing.transport.contract import AttentionPort
 from routing.transport.endpoint import Endpoint
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.25  # bounds how long closing and noticing a lost rank take when nothing happens
 RECONNECT_WAIT_S = 0.1  # between two looks at the inbox while experts are away
+MAX_STEP_TIMES = 2048  # more than a second of steps
 STALL_TIMEOUT_S = 60.0  # a step that takes longer is a fault
 
 EXPERTS_AWAY = RequestError(ErrorKind.UNAVAILABLE, "The expert tier is not available; send the request again later.")
@@ -59,6 +62,7 @@ class AttentionActor:
         self._is_draining = False
         self._is_warm = False
         self._is_map_stale = False
+        self._step_seconds: deque[float] = deque(maxlen=MAX_STEP_TIMES)
         self._progress_at = time.monotonic()
         self._failure: Exception | None = None
 
@@ -73,9 +77,23 @@ class AttentionActor:
         One thread at a time calls it: whoever follows the view.
         """
         self._port.reconcile(shards)
-        if expert_map.map_epoch > self._map.map_epoch:
-            self._ep_size = expert_map.ep_size
+        if expert_map.map_epoch > self._tables.map_epoch:
+            self._tables = self._dispatcher.tables_of(expert_map)
         self._inbox.ring()
+
+    @property
+    def adopted_epoch(self) -> int:
+        """The map that steps are planned with."""
+        return self._dispatcher.map_epoch
+
+    def take_sample(self) -> LoadSample | None:
+        """What the gates chose since the last call; None if there was no step, or nothing is counted."""
+        monitor = self._engine.monitor
+        return None if monitor is None else monitor.take()
+
+    def take_step_seconds(self) -> tuple[float, ...]:
+        """Durations of the steps since the last call; of very many, the latest."""
+        return tuple(self._step_seconds.popleft() for _ in range(len(self._step_seconds)))
 
     def is_ready(self) -> bool:
         """Whether a token can be produced: one was, every rank is connected, and nothing has failed or is ending."""
@@ -185,7 +203,9 @@ class AttentionActor:
         if self._engine.scheduler.has_work:
             if self._recovery.is_failing:
                 self._port.wait_connected(range(self._ep_size), RECONNECT_WAIT_S)
+            began_at = time.perf_counter()
             self._engine.run()
+            self._step_seconds.append(time.perf_counter() - began_at)
             self._probe_when_suspect()
             self._recovery.succeeded()
         elif self._is_connected():

@@ -57,6 +57,9 @@ class AttentionConfig(BaseModel):
         60.0, gt=0, allow_inf_nan=False, description="Seconds a step waits for experts to return before requests fail."
     )
     mtp: MtpConfig = Field(default_factory=MtpConfig, description="Drafts by the model's MTP modules.")
+    monitor_load: bool = Field(
+        True, description="Count which experts the gates choose and how sure they are; the balancer needs it."
+    )
     enable_prefix_cache: bool = Field(True, description="Reuse KV blocks of equal prompt beginnings.")
     cached_windows: int = Field(
         32, ge=0, le=65536, description="Sliding windows kept for idle prefixes: prefix-cache reach for memory."

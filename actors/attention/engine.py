@@ -31,6 +31,7 @@ from actors.weights.progress import logged
 from actors.weights.shard import AttentionTierWeights
 from actors.weights.source import SafetensorsSource
 from routing.dispatcher import Dispatcher
+from routing.load.monitor import LoadMonitor
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -81,7 +82,9 @@ def build_engine(
         row_independent=config.deterministic,
         families=config.kernels,
     )
-    decoder = Decoder(model, weights, kernels, storage.layers.__getitem__, dtype)
+    monitor = load_monitor(config, model)
+    observe = None if monitor is None else monitor.observe
+    decoder = Decoder(model, weights, kernels, storage.layers.__getitem__, dtype, observe)
     shape = BatchShape(config.block_size, model.window > 0, config.num_microbatches, config.device)
     scheduler = Scheduler(kv_cache, _limits(config, model))
     sampler = Sampler(num_valid_tokens)
@@ -89,7 +92,14 @@ def build_engine(
     if layout.num_draft_modules:
         modules = DraftModules(model, weights, kernels, storage.layers[model.num_layers :], layout.num_draft_modules)
         speculation = _speculation(config, model, modules, scheduler, sampler)
-    return EngineStep(scheduler, decoder, dispatcher, sampler, shape, speculation)
+    return EngineStep(scheduler, decoder, dispatcher, sampler, shape, speculation, monitor)
+
+
+def load_monitor(config: AttentionConfig, model: ModelConfig) -> LoadMonitor | None:
+    """What counts the gates' choices; None if the configuration wants none."""
+    if not config.monitor_load:
+        return None
+    return LoadMonitor(len(model.moe_layers), model.num_experts, device=config.device)
 
 
 def num_draft_modules(config: AttentionConfig, model: ModelConfig) -> int:

@@ -24,6 +24,7 @@ from actors.model.decoder import Decoder, run_passes
 from actors.sampling.sampler import LogitRows, RowFailure, Sampler
 from routing.dispatcher import Dispatcher
 from routing.errors import TransportError
+from routing.load.monitor import LoadMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +63,16 @@ class EngineStep:
         sampler: Sampler,
         shape: BatchShape,
         speculation: Speculation | None = None,
+        monitor: LoadMonitor | None = None,
     ) -> None:
-        """speculation: None to decode one token at a time."""
+        """speculation: None to decode one token at a time. monitor: what counts the decoder's gates, if any."""
         self.scheduler = scheduler
         self._decoder = decoder
         self._dispatcher = dispatcher
         self._sampler = sampler
         self._shape = shape
         self._speculation = speculation
+        self.monitor = monitor
         self._news: dict[str, Sequence] = {}  # sequences with something to report
         self.step_id = 0
         self.is_suspect = False  # every sequence of the last step failed: is it them, or is it us?
@@ -99,6 +102,8 @@ class EngineStep:
         if self._speculation is not None:
             self._speculation.begin()
         computed = self._forward(schedule)
+        if self.monitor is not None:
+            self.monitor.end_step()
         self.scheduler.commit(schedule)
         self._verify(computed)
         if self._speculation is not None:
@@ -137,9 +142,11 @@ class EngineStep:
         try:
             return self._forward_items(schedule.items)
         except TransportError:
+            self._forget_observed()
             raise
         # Any fault at all: one request must not take the others with it. KV writes may be repeated.
         except Exception:
+            self._forget_observed()
             logger.exception("a batch of %d sequences failed; computing each alone", len(schedule.items))
         alone = [self._forward_alone(item) for item in schedule.items]
         done = [computed for computed in alone if computed is not None]
@@ -153,11 +160,17 @@ class EngineStep:
         try:
             return self._forward_items((item,))
         except TransportError:
+            self._forget_observed()
             raise
         except Exception:
             logger.exception("a request failed", extra={"request_id": item.sequence.request_id})
             self._fail(item.sequence, FAILED)
             return None
+
+    def _forget_observed(self) -> None:
+        """A pass that failed is repeated, and must not count twice."""
+        if self.monitor is not None:
+            self.monitor.drop_step()
 
     def _forward_items(self, items: SequenceOf[ScheduledSequence]) -> Computed:
         shape = self._shape

@@ -22,6 +22,7 @@ from actors.weights.plan import expert_plan
 from actors.weights.progress import logged
 from actors.weights.source import SafetensorsSource
 from routing.experts import ExpertMap
+from routing.load.expert_side import ExpertMonitor, ExpertSample
 from routing.transport.contract import Endpoint, ExpertPort
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,10 @@ class ExpertActor:
     def slot_progress(self) -> SlotProgress:
         """Which maps are served now, and how far the next one is."""
         return self._slots.progress()
+
+    def take_sample(self) -> ExpertSample | None:
+        """What was computed since the last call; None if nothing was, or nothing is counted."""
+        return None if self._shard.monitor is None else self._shard.monitor.take()
 
     def check_health(self) -> None:
         """Raises ActorError when a thread has died or one pass takes longer than the stall time-out."""
@@ -129,4 +134,5 @@ def load_shard(config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep
         row_independent=config.deterministic,
         families=config.kernels,
     )
-    return ExpertShard(model, expert_map, ep_rank, layers, kernels)
+    monitor = ExpertMonitor(len(model.moe_layers), expert_map.slots_per_rank) if config.monitor_load else None
+    return ExpertShard(model, expert_map, ep_rank, layers, kernels, monitor)

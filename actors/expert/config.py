@@ -21,6 +21,7 @@ class ExpertConfig(BaseModel):
         description="kernel families, first choice first; the reference serves what the others do not",
     )
     deterministic: bool = Field(False, description="row-independent kernels: a row's bits do not depend on its batch")
+    monitor_load: bool = Field(True, description="count pairs, times and output norms of each slot")
     receive_timeout_s: float = Field(
         0.25, gt=0, le=5, description="longest wait for rows; bounds how long closing takes"
     )

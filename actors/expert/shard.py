@@ -5,6 +5,7 @@ Legend: R rows, P pairs, H hidden size, S expert slots (see routing/plan.py).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from actors.kernels.contract import ExpertWeights, Kernels
 from actors.model.config import ModelConfig
 from routing.errors import STALE_MAP
 from routing.experts import EMPTY_SLOT, ExpertMap
+from routing.load.expert_side import ExpertMonitor
 
 
 class ExpertShard:
@@ -26,12 +28,14 @@ class ExpertShard:
         ep_rank: int,
         weights: Sequence[ExpertWeights],
         kernels: Kernels,
+        monitor: ExpertMonitor | None = None,
     ) -> None:
-        """weights: one entry per MoE layer, stacked by slot."""
+        """weights: one entry per MoE layer, stacked by slot. monitor: None not to count what is computed."""
         self._limits = [spec.routed_limit for spec in config.moe_layers]
         self._ep_rank = ep_rank
         self._weights = weights
         self._kernels = kernels
+        self.monitor = monitor
         self._is_held_by_epoch: Mapping[int, Tensor] = {}
         self.serve([expert_map])
 
@@ -81,8 +85,13 @@ class ExpertShard:
     ) -> Tensor:
         """[R, H] weighted partial sums, or [P, H] unweighted vectors if per_expert. The rows have passed `check`."""
         weights, limit = self._weights[moe_layer_idx], self._limits[moe_layer_idx]
+        began_at = time.perf_counter()
         vectors = self._kernels.expert_mlp(hidden, pair_row, pair_slot, weights, limit)
-        return vectors if per_expert else _weighted_sum(vectors, pair_row, pair_weight, hidden)
+        outputs = vectors if per_expert else _weighted_sum(vectors, pair_row, pair_weight, hidden)
+        if self.monitor is not None:
+            self.monitor.record(moe_layer_idx, pair_slot, len(hidden), time.perf_counter() - began_at)
+            self.monitor.record_outputs(moe_layer_idx, pair_slot, vectors)
+        return outputs
 
 
 def _weighted_sum(vectors: Tensor, pair_row: Tensor, pair_weight: Tensor, hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from actors.model.config import LayerSpec
@@ -117,13 +118,53 @@ class AttentionInputs:
     sequences: Sequence[SequenceRows]
 
 
+NO_RUNNER_UP = -1
+UNCONTESTED_MARGIN = 1.0  # where every expert is chosen; the widest gap that scores without a bias can have
+
+
+@dataclass(frozen=True)
+class GateConfidence:
+    """How sure a gate is of each token's experts. table: float32 [4, T], the four rows below, in one piece because they
+    are made and counted together.
+
+    Where E = K there is no runner-up: it is NO_RUNNER_UP and the margin UNCONTESTED_MARGIN. Of a token whose scores are
+    not finite, mass and entropy are NaN and the others anything.
+    """
+
+    table: Tensor
+
+    @property
+    def mass(self) -> Tensor:
+        """[T]: chosen over all scores, unbiased, before renormalisation; K / E for a gate without preference."""
+        return self.table[0]
+
+    @property
+    def entropy(self) -> Tensor:
+        """[T]: of scores / sum(scores), over log E: 1 for a gate without preference."""
+        return self.table[1]
+
+    @property
+    def margin(self) -> Tensor:
+        """[T]: by how much the last chosen expert leads the runner-up in what decides, the biased scores."""
+        return self.table[2]
+
+    @property
+    def runner_up(self) -> Tensor:
+        """int64 [T]: the best expert that was not chosen. A float32 holds ids up to 2^24."""
+        return self.table[3].to(torch.int64)
+
+
 @dataclass(frozen=True)
 class GateOutput:
-    """normed: [T, H], input of routed and shared experts. topk_ids: int64 [T, K]. topk_weights: float32 [T, K]."""
+    """normed: [T, H], input of routed and shared experts. topk_ids: int64 [T, K]. topk_weights: float32 [T, K].
+
+    A token's experts come in descending order of biased score: the last column is the contested one.
+    """
 
     normed: Tensor
     topk_ids: Tensor
     topk_weights: Tensor
+    confidence: GateConfidence
 
 
 class Kernels(Protocol):
@@ -140,7 +181,7 @@ class Kernels(Protocol):
         ...
 
     def gate(self, hidden: Tensor, weights: GateWeights, spec: LayerSpec) -> GateOutput:
-        """norm and router of a MoE layer; the router runs in fp32."""
+        """norm and router of a MoE layer, and how sure it is; the router runs in fp32."""
         ...
 
     def shared_expert(self, normed: Tensor, weights: MlpWeights, spec: LayerSpec) -> Tensor:

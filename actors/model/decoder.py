@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actors.kernels.contract import AttentionInputs, Kernels, LayerKV
+from actors.kernels.contract import AttentionInputs, GateOutput, Kernels, LayerKV
 from actors.model.config import LayerSpec, ModelConfig
 from actors.weights.shard import AttentionTierWeights, LayerWeights, MoeWeights
 from routing.dispatcher import Dispatcher, DispatchHandle, ExpertRequest
@@ -34,12 +34,15 @@ class Decoder:
         kernels: Kernels,
         cache_of: Callable[[int], LayerKV],
         compute_dtype: torch.dtype,
+        observe: Callable[[int, GateOutput], None] | None = None,
     ) -> None:
+        """observe: is given the MoE layer index and what its gate made of each micro-batch, once the rows are sent."""
         self._config = config
         self._weights = weights
         self._kernels = kernels
         self._caches = [cache_of(spec.layer_id) for spec in config.layers]
         self._compute_dtype = compute_dtype
+        self._observe = observe
 
     def forward(
         self,
@@ -71,6 +74,8 @@ class Decoder:
             ExpertRequest(spec.moe_layer_idx, microbatch_idx, gate.normed, gate.topk_ids, gate.topk_weights)
         )
         try:
+            if self._observe is not None:
+                self._observe(spec.moe_layer_idx, gate)
             shared = self._kernels.shared_expert(gate.normed, half.shared, spec)
         except BaseException:
             dispatcher.abandon(handle)  # nobody else knows of it yet

@@ -22,6 +22,7 @@ from cluster.errors import (
     ClientGone,
     ContextLengthExceeded,
     GenerationFailed,
+    InvalidOrder,
     InvalidRequest,
     NotReady,
     TooManyRequests,
@@ -55,6 +56,7 @@ _BUG = Answer(500, "server_error", "internal_error", "The server failed while an
 ANSWERS: Mapping[type[Exception] | ErrorKind, Answer] = {
     ContextLengthExceeded: Answer(400, "invalid_request_error", "context_length_exceeded", _INVALID.sentence),
     InvalidRequest: _INVALID,
+    InvalidOrder: Answer(409, "invalid_request_error", "invalid_order", "The order cannot be followed now."),
     Unauthorized: Answer(401, "invalid_request_error", "invalid_api_key", "The API key is missing or not known."),
     UnknownModel: Answer(404, "invalid_request_error", "model_not_found", "The model is not served here."),
     BodyTooSlow: Answer(408, "invalid_request_error", "request_timeout", "The body did not arrive in time."),

@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "decode": ("ops.bench.decode",),
     "speculation": ("ops.bench.speculation",),
     "lossless": ("ops.bench.lossless",),
+    "forecast": ("ops.bench.forecast",),
 }
 
 

@@ -102,14 +102,15 @@ def served(checkpoint: str, port: int) -> Iterator[tuple[str, float]]:
     started = time.perf_counter()
     server = subprocess.Popen(command, stdout=sys.stderr)
     try:
-        _wait_ready(url, server)
+        wait_ready(url, server)
         yield url, time.perf_counter() - started
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
 
 
-def _wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the server can produce a token. Raises RuntimeError when it has ended, TimeoutError."""
     pause, deadline = threading.Event(), time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -10,10 +10,13 @@ import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from actors.errors import RequestRejected
+from actors.expert.slots import SlotProgress
 from actors.messages import FinishReason, GenerateRequest, LoadReport, TokenEvent
 from cluster.attention_replica import BuiltAttention
 from cluster.expert_replica import BuiltExpert
 from routing.experts import ExpertMap
+from routing.load.expert_side import ExpertSample
+from routing.load.sample import LoadSample
 from routing.transport.endpoint import Endpoint
 
 
@@ -23,6 +26,7 @@ class FakeExpert:
     def __init__(self, ep_rank: int) -> None:
         self.ep_rank = ep_rank
         self.attention: tuple[Endpoint, ...] = ()
+        self.maps: tuple[ExpertMap, ...] = ()
         self.is_started = self.is_closed = False
         self.failure: Exception | None = None
 
@@ -32,6 +36,16 @@ class FakeExpert:
     def reconcile(self, attention: Sequence[Endpoint], shards: Mapping[int, Endpoint]) -> None:
         del shards
         self.attention = tuple(attention)
+
+    def follow_maps(self, maps: Sequence[ExpertMap], next_map: ExpertMap | None) -> None:
+        self.maps = (*maps, next_map) if next_map is not None else tuple(maps)
+
+    def slot_progress(self) -> SlotProgress:
+        """Serves at once whatever it is told to."""
+        return SlotProgress(tuple(expert_map.map_epoch for expert_map in self.maps))
+
+    def take_sample(self) -> ExpertSample | None:
+        return None
 
     def check_health(self) -> None:
         if self.failure is not None:
@@ -46,6 +60,7 @@ class FakeAttention:
 
     def __init__(self, expert_map: ExpertMap) -> None:
         self._ep_size = expert_map.ep_size
+        self.adopted_epoch = expert_map.map_epoch
         self.shards: dict[int, Endpoint] = {}
         self.aborted: list[str] = []
         self.drained = threading.Event()
@@ -56,8 +71,14 @@ class FakeAttention:
         pass
 
     def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None:
-        del expert_map
+        self.adopted_epoch = expert_map.map_epoch
         self.shards = dict(shards)
+
+    def take_step_seconds(self) -> tuple[float, ...]:
+        return ()
+
+    def take_sample(self) -> LoadSample | None:
+        return None
 
     def is_ready(self) -> bool:
         return len(self.shards) == self._ep_size

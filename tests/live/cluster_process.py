@@ -30,13 +30,14 @@ class ClusterProcess:
         self.port = _free_port()
         self.app_name = f"live-{self.port}"
         self._output = folder / "serve.log"
+        self.file = folder / "cluster.yaml"
         fields["gateway"] = {"port": self.port, **fields.get("gateway", {})}
+        fields["admin"] = {"port": _free_port(), "token_file": str(folder / "admin.token")}
         config = {"checkpoint": str(checkpoint), "ray": {"app_name": self.app_name}}
-        file = folder / "cluster.yaml"
-        file.write_text(yaml.safe_dump({**config, **fields}), encoding="utf-8")
+        self.file.write_text(yaml.safe_dump({**config, **fields}), encoding="utf-8")
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.cli", "serve", "--config", str(file)],
+                [sys.executable, "-m", "cluster.cli", "serve", "--config", str(self.file)],
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,

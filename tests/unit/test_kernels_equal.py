@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import actors.kernels as kernels_package
 from actors.errors import KernelError
 from actors.kernels import _native, registry
 from actors.kernels.contract import (
+    NO_RUNNER_UP,
+    UNCONTESTED_MARGIN,
     AttentionInputs,
     DraftInputWeights,
     GateWeights,
@@ -117,6 +120,31 @@ def test_gate_equals_the_reference(num_experts: int, top_k: int, hidden: int, dt
     close(native.normed, expected.normed)
     assert torch.equal(native.topk_ids, expected.topk_ids)
     close(native.topk_weights, expected.topk_weights)
+    # Scores differ by a quarter of TOLERANCE, the slope of a sigmoid, so a margin differs by half of it. The entropy
+    # moves by the mean of |H + log p| / log E, below one, times twice a score's error: S is about E / 2.
+    assert torch.equal(native.confidence.runner_up, expected.confidence.runner_up)
+    close(native.confidence.table, expected.confidence.table)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (7, 3), (8, 8), (64, 8), (288, 8), (300, 20)])
+def test_confidence_equals_float64(num_experts: int, top_k: int) -> None:
+    """A router of one column makes any logits, from scores of almost 0 to almost 1; the oracle computes in float64.
+
+    A score is within 6 ulp (exp 2, sum 1, quotient 1, and its input's rounding), its log within 2: s log s is off by
+    less than 10 * 2^-24 * s * (|log s| + 1), which adds up to less than 1e-6 of the entropy, as does the log of S.
+    """
+    logits = torch.linspace(-30.0, 12.0, num_experts)[torch.randperm(num_experts)]
+    bias = torch.rand(num_experts) * 0.01
+    weights = GateWeights(torch.zeros(1), logits.unsqueeze(1), bias)
+    out = NativeKernels(EPS).gate(torch.ones(1, 1), weights, layers.layer_spec(top_k=top_k, rms_norm_eps=0.0))
+    scores = logits.double().sigmoid()
+    best = (scores + bias.double()).sort(descending=True)
+    share = scores / scores.sum()
+    entropy = -(share * share.log()).sum() / math.log(num_experts) if num_experts > 1 else torch.tensor(0.0)
+    margin = best.values[top_k - 1] - best.values[top_k] if num_experts > top_k else torch.tensor(UNCONTESTED_MARGIN)
+    expected = torch.tensor([share[best.indices[:top_k]].sum(), entropy, margin])
+    torch.testing.assert_close(out.confidence.table[:3, 0], expected.float(), rtol=0, atol=1e-6)
+    assert out.confidence.runner_up.tolist() == [int(best.indices[top_k]) if num_experts > top_k else NO_RUNNER_UP]
 
 
 def test_gate_prefers_the_lowest_id_among_equals() -> None:
@@ -126,6 +154,8 @@ def test_gate_prefers_the_lowest_id_among_equals() -> None:
     out = NativeKernels(EPS).gate(torch.randn(2, 8), weights, layers.layer_spec(top_k=4))
     assert out.topk_ids.tolist() == [[1, 3, 0, 2]] * 2
     assert out.topk_weights.tolist() == [[0.75] * 4] * 2
+    assert out.confidence.runner_up.tolist() == [4] * 2
+    assert out.confidence.margin.tolist() == [0.0] * 2
 
 
 def test_a_row_of_nan_fails_alone() -> None:
@@ -136,6 +166,8 @@ def test_a_row_of_nan_fails_alone() -> None:
     out = NativeKernels(EPS).gate(x, weights, spec)
     others = torch.tensor([0, 1, 3, 4])
     same_bits(out.topk_weights[others], expected.topk_weights[others])
+    same_bits(out.confidence.table[:, others], expected.confidence.table[:, others])
+    assert out.confidence.table[:2, 2].isnan().all()
     assert sorted(out.topk_ids[2].tolist()) == [0, 1, 2, 3]
 
 
@@ -224,6 +256,7 @@ def test_every_row_is_what_it_is_alone(rows: int, dtype: torch.dtype) -> None:
         single = native.gate(alone, gate, spec)
         assert torch.equal(single.topk_ids, gated.topk_ids[r : r + 1])
         same_bits(single.topk_weights, gated.topk_weights[r : r + 1])
+        same_bits(single.confidence.table, gated.confidence.table[:, r : r + 1])
 
 
 def test_a_pair_is_what_it_is_alone() -> None:

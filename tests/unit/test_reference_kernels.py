@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.kernels.contract import AttentionWeights, ExpertWeights, GateWeights, Kernels, MlpWeights
+from actors.kernels.contract import (
+    NO_RUNNER_UP,
+    UNCONTESTED_MARGIN,
+    AttentionWeights,
+    ExpertWeights,
+    GateWeights,
+    Kernels,
+    MlpWeights,
+)
 from actors.kernels.native.kernels import NativeKernels
 from actors.kernels.reference.kernels import ReferenceKernels
 from actors.kernels.reference.linear import linear
@@ -166,6 +174,52 @@ def test_the_bias_chooses_but_does_not_weigh(kernels: Kernels) -> None:
     assert out.topk_ids.tolist() == [[3, 0]]
     expected = 3.0 * scores[[3, 0]] / (scores[3] + scores[0])
     torch.testing.assert_close(out.topk_weights, expected.unsqueeze(0))
+
+
+@every_kernel
+def test_confidence_by_hand(kernels: Kernels) -> None:
+    """Unbiased scores 1/2, 1/2, 1/4, 3/4: the bias puts the third first and leaves the first behind the second."""
+    logits = torch.tensor([0.0, 0.0, -math.log(3.0), math.log(3.0)])
+    weights = GateWeights(torch.zeros(8), (logits.unsqueeze(1) / 8).repeat(1, 8), torch.tensor([0.1, 0.2, 1.0, -0.5]))
+    out = kernels.gate(torch.ones(1, 8), weights, layers.layer_spec(top_k=2, rms_norm_eps=0.0))
+    assert out.topk_ids.tolist() == [[2, 1]]
+    assert out.confidence.runner_up.tolist() == [0]
+    assert out.confidence.mass.item() == pytest.approx((0.25 + 0.5) / 2.0, abs=1e-6)
+    entropy = -(2 * 0.25 * math.log(0.25) + 0.125 * math.log(0.125) + 0.375 * math.log(0.375)) / math.log(4.0)
+    assert out.confidence.entropy.item() == pytest.approx(entropy, abs=1e-6)
+    assert out.confidence.margin.item() == pytest.approx(0.7 - 0.6, abs=1e-6)
+
+
+@every_kernel
+def test_a_gate_without_preference(kernels: Kernels) -> None:
+    """Equal scores: mass K / E, entropy 1. Where every expert is chosen, mass is 1 and nothing is contested."""
+    weights = GateWeights(torch.zeros(8), torch.zeros(6, 8), torch.zeros(6))
+    some, every = (kernels.gate(torch.ones(1, 8), weights, layers.layer_spec(top_k=k)).confidence for k in (2, 6))
+    torch.testing.assert_close(some.table[:3], torch.tensor([[2 / 6], [1.0], [0.0]]))
+    torch.testing.assert_close(every.table, torch.tensor([[1.0], [1.0], [UNCONTESTED_MARGIN], [float(NO_RUNNER_UP)]]))
+
+
+@every_kernel
+@pytest.mark.parametrize("logit", [-200.0, 200.0])
+def test_confidence_of_saturated_scores_is_finite(kernels: Kernels, logit: float) -> None:
+    """Scores that are all 0 or all 1 in float32."""
+    weights = GateWeights(torch.zeros(8), torch.full((6, 8), logit / 8), torch.zeros(6))
+    out = kernels.gate(torch.ones(1, 8), weights, layers.layer_spec(top_k=2, rms_norm_eps=0.0))
+    assert out.confidence.table.isfinite().all()
+    assert (out.confidence.table[:3] >= 0.0).all()
+
+
+@pytest.mark.parametrize("num_experts", [5, 64, 288])
+def test_exact_gate_does_not_depend_on_other_rows(num_experts: int) -> None:
+    """Choice, weights and confidence of a row have the same bits alone, anywhere in a batch, and beside other rows."""
+    weights, x = layers.gate_weights(num_experts, 96), torch.randn(19, 96)
+    spec = layers.layer_spec()
+    whole = EXACT.gate(x, weights, spec)
+    for row in (0, 7, 18):
+        alone = EXACT.gate(x[row : row + 1], weights, spec)
+        assert torch.equal(alone.topk_ids, whole.topk_ids[row : row + 1])
+        same_bits(alone.topk_weights, whole.topk_weights[row : row + 1])
+        same_bits(alone.confidence.table, whole.confidence.table[:, row : row + 1])
 
 
 @every_kernel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -11,14 +11,21 @@ import pytest
 from cluster.view import (
     AttentionMember,
     ClusterView,
+    Orders,
     Shard,
     raised_above,
     with_attention,
+    with_next_map,
+    with_next_map_adopted,
+    with_orders,
     with_shard,
     with_transport,
     without_member,
+    without_next_map,
+    without_previous_map,
 )
 from routing.experts import linear_expert_map
+from routing.placement.contract import Pin
 from routing.transport.endpoint import Endpoint
 
 MAP = linear_expert_map(num_moe_layers=2, num_logical_experts=8, ep_size=2)
@@ -139,3 +146,69 @@ def test_damaged_views_are_refused(damage: dict[str, Any]) -> None:
     """A view that lacks something is an error, never half a view."""
     with pytest.raises((KeyError, TypeError, ValueError)):
         ClusterView.from_dict({**full_view().to_dict(), **damage})
+
+
+NEXT = replace(MAP, map_epoch=1)
+
+
+class TestMaps:
+    """A rebalance as views see it."""
+
+    def test_a_rebalance_from_beginning_to_end(self) -> None:
+        """Each transition is a newer view; two maps are served between adopting and retiring."""
+        views = [full_view()]
+        for transition in (
+            lambda view: with_next_map(view, NEXT),
+            with_next_map_adopted,
+            without_previous_map,
+        ):
+            views.append(transition(views[-1]))
+        assert [view.view_id for view in views] == list(range(views[0].view_id, views[0].view_id + 4))
+        served = [[expert_map.map_epoch for expert_map in view.served_maps] for view in views]
+        assert served == [[0], [0], [1, 0], [1]]
+        assert [view.highest_epoch for view in views] == [0, 1, 1, 1]
+        assert [ClusterView.from_dict(json.loads(json.dumps(view.to_dict()))) for view in views] == views
+
+    def test_giving_up_changes_nothing_else(self) -> None:
+        """And nothing at all where nothing was prepared."""
+        view = full_view()
+        assert without_next_map(view) is view
+        assert without_previous_map(view) is view
+        given_up = without_next_map(with_next_map(view, NEXT))
+        assert replace(given_up, view_id=view.view_id) == view
+
+    def test_an_epoch_is_used_once(self) -> None:
+        """A map with a number that was there is a bug of whoever made it, and so are three maps at a time."""
+        with pytest.raises(AssertionError, match="never used twice"):
+            with_next_map(full_view(), MAP)
+        adopting = with_next_map_adopted(with_next_map(full_view(), NEXT))
+        with pytest.raises(ValueError, match="cannot be prepared while"):
+            with_next_map(adopting, replace(MAP, map_epoch=2))
+
+    def test_orders_travel_with_the_view(self) -> None:
+        """Through JSON too; giving the same order again is no news."""
+        orders = Orders(is_paused=True, pins=(Pin(1, 5, (0, 1)),))
+        view = with_orders(full_view(), orders)
+        assert with_orders(view, orders) is view
+        assert ClusterView.from_dict(json.loads(json.dumps(view.to_dict()))).orders == orders
+
+    def test_a_restarted_coordinator_takes_up_the_rebalance(self) -> None:
+        """From the newest view: what was prepared goes on, what was given up stays so, orders are kept."""
+        preparing = with_orders(with_next_map(full_view(), NEXT), Orders(is_paused=True))
+        restored = raised_above(ClusterView(0, MAP), preparing, HOLDERS)
+        assert (restored.next_map, restored.orders) == (NEXT, Orders(is_paused=True))
+        given_up = without_next_map(preparing)
+        assert raised_above(restored, given_up, HOLDERS).next_map is None
+        assert raised_above(raised_above(ClusterView(0, MAP), given_up, HOLDERS), preparing, HOLDERS).next_map is None
+
+    def test_an_older_view_with_a_newer_map_gives_its_map_only(self) -> None:
+        """Somebody may plan with it already. Its members may have left since."""
+        adopting = with_next_map_adopted(with_next_map(full_view(), NEXT))
+        ahead = replace(without_member(full_view(), "e1"), view_id=99)
+        raised = raised_above(ahead, adopting, HOLDERS)
+        assert raised.is_newer_than(ahead)
+        assert (raised.expert_map, raised.previous_map) == (NEXT, MAP)
+        assert raised.shards == ahead.shards
+
+
+HOLDERS = {0: "e0", 1: "e1"}

@@ -6,8 +6,8 @@
 
 namespace step35::STEP35_ISA {
 
-constexpr float kUncontestedMargin = 1.0f;  // contract.py: of a token to which every expert is assigned
-constexpr int64_t kNoRunnerUp = -1;
+constexpr float kUncontestedMargin = 1.0f;  // as in contract.py: every expert is chosen
+constexpr float kNoRunnerUp = -1.0f;
 
 // A row's best experts by biased score, best first, the lowest id first among equals.
 struct Best {
@@ -67,7 +67,8 @@ static inline Spread score_row(float* values, int64_t count) {
     float logs[kLanes] = {sum(sums) + 1e-20f, static_cast<float>(count)};
     const float total = logs[0], mean_log = sum(weighted) / total;
     store(logs, logarithm(load(logs)));
-    return {total, count > 1 ? (logs[0] - mean_log) / logs[1] : 0.0f};
+    const float entropy = count > 1 ? (logs[0] - mean_log) / logs[1] : 0.0f;
+    return {total, entropy < 0.0f ? 0.0f : entropy};  // below for scores that are all 0
 }
 
 static void gate(Scratch& scratch, const GateWeights& weights, const float* hidden, int64_t num_rows,
@@ -84,11 +85,11 @@ static void gate(Scratch& scratch, const GateWeights& weights, const float* hidd
         choose_experts(scores[r], weights, best);
         std::memcpy(out.topk_ids + r * top_k, best.ids, top_k * sizeof(int64_t));
         const float chosen = weigh_experts(scores[r], weights, best.ids, out.topk_weights + r * top_k);
-        out.measures[r] = chosen / spread.total;
-        out.measures[num_rows + r] = spread.entropy;
-        out.measures[2 * num_rows + r] =
-            is_contested ? best.biased[top_k - 1] - best.biased[top_k] : kUncontestedMargin;
-        out.runner_up[r] = is_contested ? best.ids[top_k] : kNoRunnerUp;
+        float* confidence = out.confidence + r;  // a column of the table
+        confidence[0] = chosen / spread.total;
+        confidence[num_rows] = spread.entropy;
+        confidence[2 * num_rows] = is_contested ? best.biased[top_k - 1] - best.biased[top_k] : kUncontestedMargin;
+        confidence[3 * num_rows] = is_contested ? static_cast<float>(best.ids[top_k]) : kNoRunnerUp;
     }
 }
 

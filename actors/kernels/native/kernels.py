@@ -14,6 +14,7 @@ from actors.kernels.contract import (
     AttentionWeights,
     DraftInputWeights,
     ExpertWeights,
+    GateConfidence,
     GateOutput,
     GateWeights,
     HeadWeights,
@@ -73,11 +74,12 @@ class NativeKernels:
     def gate(self, hidden: Tensor, weights: GateWeights, spec: LayerSpec) -> GateOutput:
         num_rows = views.check_rows(hidden, weights.router.shape[1])
         normed = torch.empty_like(hidden)
-        topk_ids = torch.empty((num_rows, spec.top_k), dtype=torch.int64)
-        topk_weights = torch.empty((num_rows, spec.top_k), dtype=torch.float32)
-        outputs = (normed.data_ptr(), topk_ids.data_ptr(), topk_weights.data_ptr())
+        topk_ids = torch.empty(num_rows, spec.top_k, dtype=torch.int64)
+        topk_weights = torch.empty(num_rows, spec.top_k, dtype=torch.float32)
+        table = torch.empty(4, num_rows, dtype=torch.float32)
+        outputs = (normed.data_ptr(), topk_ids.data_ptr(), topk_weights.data_ptr(), table.data_ptr())
         _native.gate(self._gates.get(weights, spec), hidden.data_ptr(), num_rows, outputs)
-        return GateOutput(normed, topk_ids, topk_weights)
+        return GateOutput(normed, topk_ids, topk_weights, GateConfidence(table))
 
     def shared_expert(self, normed: Tensor, weights: MlpWeights, spec: LayerSpec) -> Tensor:
         num_rows = views.check_rows(normed, weights.gate.shape[1])

@@ -155,10 +155,9 @@ void run_expert_mlp(const GatedMlp& slots, float limit, std::tuple<Address, Addr
 }
 
 void run_gate(const GateWeights& weights, Address hidden, int64_t num_rows,
-              std::tuple<Address, Address, Address, Address, Address> outputs) {
-    const auto [normed, topk_ids, topk_weights, measures, runner_up] = outputs;
-    const GateOutputs out{at<float>(normed), at<int64_t>(topk_ids), at<float>(topk_weights), at<float>(measures),
-                          at<int64_t>(runner_up)};
+              std::tuple<Address, Address, Address, Address> outputs) {
+    const auto [normed, topk_ids, topk_weights, confidence] = outputs;
+    const GateOutputs out{at<float>(normed), at<int64_t>(topk_ids), at<float>(topk_weights), at<float>(confidence)};
     Call call;
     selected->gate(call.scratch(), weights, at<const float>(hidden), num_rows, out);
 }

@@ -24,13 +24,15 @@ STEP35_INLINE Lanes exponential(const Lanes& argument) {
     return p * power;
 }
 
-// Within 2 ulp, or 2^-24 near one (Cephes logf). Below the smallest normal number it is that number's; NaN stays NaN.
+// Within 2 ulp (Cephes logf). Zero and what is below the smallest normal number count as that number; a NaN gives any
+// number.
 STEP35_INLINE Lanes logarithm(const Lanes& argument) {
     const Lanes x = at_least(argument, broadcast(1.17549435e-38f));
     Lanes mantissa, exponent;
     for (int i = 0; i < kParts; ++i) {
         const NativeInt bits = (NativeInt)x.part[i];
-        const NativeInt beyond = bits - 0x3f3504f3;  // how far beyond sqrt(1/2): the mantissa lies in [sqrt(1/2), sqrt(2))
+        const NativeInt beyond =
+            bits - 0x3f3504f3;  // how far beyond sqrt(1/2): the mantissa lies in [sqrt(1/2), sqrt(2))
         mantissa.part[i] = (Native)(bits - (beyond & (int32_t)0xff800000));
         exponent.part[i] = __builtin_convertvector(beyond >> 23, Native);
     }
@@ -54,6 +56,11 @@ STEP35_INLINE Lanes one_plus_exp_of_minus(const Lanes& x) {
 
 STEP35_INLINE Lanes sigmoid(const Lanes& x) {
     return broadcast(1.0f) / one_plus_exp_of_minus(x);
+}
+
+static inline void sigmoid_in_place(float* values, int64_t count) {
+    for_each_lanes(count,
+                   [&](int64_t at, int64_t n) { store_up_to(values + at, sigmoid(load_up_to(values + at, n)), n); });
 }
 
 STEP35_INLINE Lanes silu(const Lanes& x) {

@@ -4,6 +4,8 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "gate.h"
+#include "mlp.h"
 
 #define STEP35_STRING(name) #name
 #define STEP35_NAME(name) STEP35_STRING(name)

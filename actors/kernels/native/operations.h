@@ -40,13 +40,12 @@ struct GateWeights {
     float routed_scale;
 };
 
-// normed: [T, H]. topk_ids, topk_weights: [T, K]. measures: [3, T], mass, entropy and margin. runner_up: [T].
+// normed: [T, H]. topk_ids, topk_weights: [T, K]. confidence: [4, T], mass, entropy, margin and runner-up.
 struct GateOutputs {
     float* normed;
     int64_t* topk_ids;
     float* topk_weights;
-    float* measures;
-    int64_t* runner_up;
+    float* confidence;
 };
 
 // q: [N*D, H]. k, v: [G*D, H]. o: [H, N*D]. head_gate: [N, H]. q_norm, k_norm: [D].

@@ -1,0 +1,153 @@
+"""ExpertMonitor: what one expert rank sees of its slots: pairs, seconds, and how large their outputs are.
+
+Dispatch statistics alone do not show an expert that collapses or blows up; the norms of outputs do (reference,
+step35_flash.md section 7). Knows nothing of maps: whoever takes a sample knows what its slots held.
+
+Legend: L MoE layers, S slots of this rank, P pairs of a call, H hidden size.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from routing.load.cost_fit import NO_MOMENTS, cost_moments
+from routing.load.sums import FloatArray, Sums
+
+OUTPUTS_EVERY = 32  # calls of a layer of which one is looked at
+MAX_PENDING = 512  # calls that are counted together
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertSample(Sums):
+    """Sums over some calls of one rank.
+
+    num_calls, rows, distinct: [L], calls, their rows, and the distinct slots of each call added up.
+    pairs: [L, S]. seconds: [L, S], each call's time apportioned by pairs.
+    norm_sums, norm_counts: [L, S], root mean squares of output vectors added up, and how many were looked at.
+    cost: [4, 4], `cost_moments` of the calls.
+    """
+
+    COMPACT = frozenset({"pairs", "seconds", "norm_sums", "norm_counts"})
+
+    num_calls: FloatArray
+    rows: FloatArray
+    distinct: FloatArray
+    pairs: FloatArray
+    seconds: FloatArray
+    norm_sums: FloatArray
+    norm_counts: FloatArray
+    cost: FloatArray
+
+    @classmethod
+    def empty(cls, num_moe_layers: int, slots_per_rank: int) -> Self:
+        """Nothing counted yet."""
+        return cls.zeros(_shapes(num_moe_layers, slots_per_rank))
+
+    @classmethod
+    def from_dict(cls, given: object, num_moe_layers: int, slots_per_rank: int) -> Self:
+        """Inverse of `to_dict`, for a rank of this shape. Raises ValueError on anything else."""
+        return cls.read(given, _shapes(num_moe_layers, slots_per_rank))
+
+    def mean_norms(self) -> FloatArray:
+        """[L, S], mean root mean square of a slot's outputs; NaN for one that was not looked at."""
+        norms: FloatArray = np.where(
+            self.norm_counts > 0.0, self.norm_sums / np.maximum(self.norm_counts, 1e-9), np.nan
+        )
+        return norms
+
+    def norm_ratios(self) -> tuple[FloatArray, FloatArray]:
+        """Smallest and largest of the slots' mean norms over their median, [L] each; NaN for a layer without any. The
+        first falls when experts collapse, the second rises when one blows up."""
+        ratios = np.full((2, len(self.pairs)), np.nan)
+        for layer, norms in enumerate(self.mean_norms()):
+            known = norms[~np.isnan(norms)]
+            if known.size and np.median(known) > 0.0:
+                ratios[:, layer] = np.array([known.min(), known.max()]) / np.median(known)
+        return ratios[0], ratios[1]
+
+
+Slots = Tensor | NDArray[np.integer[Any]]
+
+
+class ExpertMonitor:
+    """`record` and `record_outputs` belong to the serving thread, `take` may be called by any."""
+
+    def __init__(self, num_moe_layers: int, slots_per_rank: int, *, outputs_every: int = OUTPUTS_EVERY) -> None:
+        """outputs_every: calls of one layer of which one is looked at; each layer counts its own."""
+        self._shape = (num_moe_layers, slots_per_rank)
+        self._outputs_every = outputs_every
+        self._num_outputs = [0] * num_moe_layers
+        self._lock = threading.Lock()
+        self._calls: list[tuple[int, NDArray[np.int64], int, float]] = []
+        self._sample = ExpertSample.empty(*self._shape)
+
+    def record(self, moe_layer_idx: int, pair_slot: Slots, num_rows: int, seconds: float) -> None:
+        """A call was computed. pair_slot: [P], read at once, so that its memory may be used again."""
+        counts = np.bincount(_on_host(pair_slot), minlength=self._shape[1])
+        with self._lock:
+            self._calls.append((moe_layer_idx, counts, num_rows, seconds))
+            if len(self._calls) >= MAX_PENDING:
+                self._count()
+
+    def record_outputs(self, moe_layer_idx: int, pair_slot: Slots, vectors: Tensor) -> None:
+        """Unweighted outputs of a call, [P, H]; all but one call in `outputs_every` of a layer are passed over."""
+        self._num_outputs[moe_layer_idx] += 1
+        if (self._num_outputs[moe_layer_idx] - 1) % self._outputs_every or not len(vectors):
+            return
+        norms = vectors.float().square().mean(dim=1).sqrt().nan_to_num(0.0, 0.0, 0.0).cpu().numpy()
+        slots = _on_host(pair_slot)
+        with self._lock:
+            self._sample.norm_sums[moe_layer_idx] += np.bincount(slots, norms, self._shape[1])
+            self._sample.norm_counts[moe_layer_idx] += np.bincount(slots, minlength=self._shape[1])
+
+    def take(self) -> ExpertSample | None:
+        """Everything since the last call, and None if nothing was computed."""
+        with self._lock:
+            self._count()
+            sample, self._sample = self._sample, ExpertSample.empty(*self._shape)
+        return sample if sample.num_calls.any() else None
+
+    def _count(self) -> None:
+        """Add up the calls that wait."""
+        if not self._calls:
+            return
+        layers, counts, rows, seconds = (np.array(column) for column in zip(*self._calls, strict=True))
+        self._calls = []
+        pairs, distinct = counts.sum(axis=1), np.count_nonzero(counts, axis=1)
+        each_s = seconds / np.maximum(pairs, 1)
+        is_of_layer = (layers == np.arange(self._shape[0])[:, np.newaxis]).astype(np.float64)
+        sums = self._sample
+        for target, values in (
+            (sums.num_calls, np.ones(len(layers))),
+            (sums.rows, rows),
+            (sums.distinct, distinct),
+            (sums.pairs, counts),
+            (sums.seconds, counts * each_s[:, np.newaxis]),
+        ):
+            target += is_of_layer @ values
+        sums.cost[:] += cost_moments(distinct, pairs, seconds)
+
+
+def _on_host(slots: Slots) -> NDArray[Any]:
+    # On a GPU this waits for it, as checking the frame did before.
+    return slots.cpu().numpy() if isinstance(slots, Tensor) else slots
+
+
+def _shapes(num_moe_layers: int, slots_per_rank: int) -> dict[str, tuple[int, ...]]:
+    per_slot, per_layer = (num_moe_layers, slots_per_rank), (num_moe_layers,)
+    return {
+        "num_calls": per_layer,
+        "rows": per_layer,
+        "distinct": per_layer,
+        "pairs": per_slot,
+        "seconds": per_slot,
+        "norm_sums": per_slot,
+        "norm_counts": per_slot,
+        "cost": NO_MOMENTS.shape,
+    }
