@@ -1,8 +1,8 @@
-"""The search in one MoE layer: which single change of who holds what helps the slowest rank most, again and again. Pure.
+"""The search in one MoE layer: which single change of who holds what helps the slowest rank most, again and again.
 
-A change moves an expert, swaps two, copies one, or drops a copy; where it needs room it drops a redundant copy. It counts
-if it takes from the slowest rank and leaves every rank that it touches below what that one had, so the search cannot run
-in circles.
+A change moves an expert, swaps two, copies one, or drops a copy; where it needs room it drops a redundant copy. It
+counts if it takes from the slowest rank and leaves every rank that it touches below what that one had, so the search
+cannot run in circles. Pure.
 
 Legend: E logical experts, R EP ranks.
 """
@@ -18,6 +18,7 @@ from routing.placement.holders import Holders
 
 NUM_TARGETS = 3  # ranks, the least busy first, that may take something from the slowest
 TOLERANCE = 5e-4  # of a rank's mean time: less is not worth a change
+SPARE_SLACK = 2e-3  # of a rank's mean time: what a copy for availability may cost in balance
 FREE_CHANGE = 0.5  # moves that dropping a copy counts as, when changes are compared
 
 
@@ -103,11 +104,11 @@ class LayerSearch:
             self._lower(expert)
 
     def spare_change(self) -> Change | None:
-        """A copy on another host for the hottest expert without one, where a slot is free and nobody gets slower than
-        the slowest is."""
+        """A copy on another host for the hottest expert without one, where a slot is free and nobody gets noticeably
+        slower than the slowest is: a dispatch uses the copy on the less busy rank anyway."""
         if self.num_copies >= self.problem.max_copies:
             return None
-        slowest = max(self.cost)
+        slowest = max(*self.cost, (1.0 + SPARE_SLACK) * math.fsum(self.cost) / len(self.cost))
         for expert in sorted(range(len(self.ranks_of)), key=lambda e: (-self.problem.load[e], e)):
             hosts = {self.problem.host_of_rank[rank] for rank in self.ranks_of[expert]}
             if len(hosts) > 1 or expert in self.problem.pinned:

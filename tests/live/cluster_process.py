@@ -32,7 +32,8 @@ class ClusterProcess:
         self._output = folder / "serve.log"
         self.file = folder / "cluster.yaml"
         fields["gateway"] = {"port": self.port, **fields.get("gateway", {})}
-        fields["admin"] = {"port": _free_port(), "token_file": str(folder / "admin.token")}
+        self.admin_port = _free_port()
+        fields["admin"] = {"port": self.admin_port, "token_file": str(folder / "admin.token")}
         config = {"checkpoint": str(checkpoint), "ray": {"app_name": self.app_name}}
         self.file.write_text(yaml.safe_dump({**config, **fields}), encoding="utf-8")
         with self._output.open("wb") as output:
@@ -47,6 +48,10 @@ class ClusterProcess:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
 
     def output(self) -> str:
         return self._output.read_text(encoding="utf-8", errors="replace")

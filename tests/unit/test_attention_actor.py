@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,18 @@ from actors.frame_limits import frame_limits
 from actors.local_cluster import LocalCluster, tokens_of
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, SamplingSpec, TokenEvent
 from actors.weights.check import read_model_config
-from routing.experts import linear_expert_map
+from routing.experts import EMPTY_SLOT, ExpertMap, expert_map_from_rows, linear_expert_map
 from routing.transport.endpoint import Endpoint
 from routing.transport.loopback import LoopbackAttentionPort, LoopbackExpertPort, LoopbackNetwork
 from tests.fakes.checkpoint import write_checkpoint
 from tests.fakes.configs import tiny_config
 
 EP_SIZE, MOE_LAYERS, EXPERTS = 2, 4, 16
-MAP = linear_expert_map(MOE_LAYERS, EXPERTS, EP_SIZE)
+MAP = linear_expert_map(MOE_LAYERS, EXPERTS, EP_SIZE, num_redundant_slots=1)
+# Experts 0 and 8 change places, by way of the free slots.
+SWAPPED = expert_map_from_rows(
+    [[EMPTY_SLOT, *range(1, 8), 8, EMPTY_SLOT, *range(9, 16), 0]] * MOE_LAYERS, EXPERTS, EP_SIZE, map_epoch=1
+)
 
 
 class Loopback:
@@ -62,6 +67,19 @@ class Loopback:
         for expert, _ in self.experts.values():
             expert.reconcile([self._attention_endpoint], shards)
         self.actor.reconcile(shards, MAP)
+
+    def follow(self, expert_map: ExpertMap, *others: ExpertMap, next_map: ExpertMap | None = None) -> None:
+        """The view's maps: the current one, those still served, and the one to prepare."""
+        shards = {}
+        for rank, (expert, endpoint) in self.experts.items():
+            expert.follow_maps([expert_map, *others], next_map)
+            shards[rank] = endpoint
+        self.actor.reconcile(shards, expert_map)
+
+    async def until_served(self, *epochs: int) -> None:
+        """Until every rank serves exactly these."""
+        async with asyncio.timeout(10):
+            await _until(lambda: all(e.slot_progress().served_epochs == epochs for e, _ in self.experts.values()))
 
     def lose(self, ep_rank: int) -> None:
         self.experts.pop(ep_rank)[0].close()
@@ -306,3 +324,51 @@ async def test_a_dead_engine_is_noticed(split: Loopback, monkeypatch: pytest.Mon
     assert not split.actor.is_ready()
     with pytest.raises(ActorError):
         split.actor.check_health()
+
+
+async def test_a_map_changes_under_running_requests(split: Loopback, checkpoint: Path) -> None:
+    """Prepared, adopted and retired while sequences run: nobody fails, and the tokens stay those of one process."""
+    requests = [_request(f"r{idx}", max_tokens=60) for idx in range(3)]
+    local = LocalCluster(checkpoint, split.config, ep_size=EP_SIZE)
+    expected = tokens_of(local.generate([_request(max_tokens=60)])["r"])
+    running = [asyncio.create_task(_collect(split.actor, request)) for request in requests]
+    split.follow(MAP, next_map=SWAPPED)
+    await split.until_served(0, 1)
+    split.follow(SWAPPED, MAP)
+    async with asyncio.timeout(10):
+        await _until(lambda: split.actor.adopted_epoch == 1)
+    split.follow(SWAPPED)
+    await split.until_served(1)
+    assert [tokens_of(events) for events in await asyncio.gather(*running)] == [expected] * 3
+    assert tokens_of(await _collect(split.actor, _request("last", max_tokens=60))) == expected
+
+
+async def test_rows_of_a_map_that_is_not_served_wait_for_the_newer_one(split: Loopback) -> None:
+    """The ranks went on without the attention actor: its request pauses, and goes on once it hears of the new map."""
+    split.follow(SWAPPED)
+    await split.until_served(1)
+    split.actor.reconcile({rank: endpoint for rank, (_, endpoint) in split.experts.items()}, MAP)
+    # A later map with the same places, of which only the ranks have heard.
+    later = replace(SWAPPED, map_epoch=2)
+    for expert, _ in split.experts.values():
+        expert.follow_maps([later], None)
+    await split.until_served(2)
+    running = asyncio.create_task(_collect(split.actor, _request(max_tokens=5)))
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    split.follow(later)
+    events = await running
+    assert (events[-1].finish_reason, len(tokens_of(events))) == (FinishReason.LENGTH, 5)
+
+
+async def test_what_was_chosen_and_computed_is_counted(split: Loopback) -> None:
+    """Both tiers count the same pairs: every token of a step has its experts in each layer."""
+    await _collect(split.actor, _request(max_tokens=8))
+    sample = split.actor.take_sample()
+    assert sample is not None
+    computed = [expert.take_sample() for expert, _ in split.experts.values()]
+    counted = sum(rank.pairs.sum() for rank in computed if rank is not None)
+    assert sample.tokens.sum() == counted > 0
+    # The warm-up's steps were counted by the gates, and timed by nobody.
+    assert sample.num_steps > len(split.actor.take_step_seconds()) > 0
+    assert split.actor.take_sample() is None

@@ -42,7 +42,7 @@ def test_rows_and_pairs_by_hand() -> None:
     ],
 )
 def test_a_second_copy_must_be_worth_reading(num_tokens: int, tokens_of_rank: tuple[list[int], ...]) -> None:
-    """Expert 0 has copies on ranks 0 and 1, and reading it costs as much as four pairs. Runs of tokens stay together."""
+    """Expert 0 has copies on ranks 0 and 1, and reading it costs as much as four pairs. Runs stay together."""
     routing = layer_routing(expert_map_from_rows([[0, 1, 2, 0]], 3, 2), 0, pairs_per_touch=4)
     plan = plan_dispatch(torch.zeros(num_tokens, 1, dtype=torch.int64), torch.ones(num_tokens, 1), routing)
     assert tuple(part.tolist() for part in plan.row_token.split(plan.row_splits)) == tokens_of_rank
