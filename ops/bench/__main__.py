@@ -33,6 +33,9 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "decode": ("ops.bench.decode",),
     "speculation": ("ops.bench.speculation",),
     "lossless": ("ops.bench.lossless",),
+    "monitor": ("ops.bench.monitor",),
+    "placement": ("ops.bench.placement",),
+    "rebalance": ("ops.bench.rebalance",),
     "forecast": ("ops.bench.forecast",),
 }
 

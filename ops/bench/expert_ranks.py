@@ -142,4 +142,9 @@ def _serve(checkpoint: Path, config: AttentionConfig, expert_map: ExpertMap, ep_
 
 
 def _expert_config(config: AttentionConfig) -> ExpertConfig:
-    return ExpertConfig(param_dtype=config.param_dtype, kernels=config.kernels, deterministic=config.deterministic)
+    return ExpertConfig(
+        param_dtype=config.param_dtype,
+        kernels=config.kernels,
+        deterministic=config.deterministic,
+        monitor_load=config.monitor_load,
+    )

@@ -9,6 +9,7 @@ Legend: L MoE layers, S slots of this rank, P pairs of a call, H hidden size.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -84,14 +85,15 @@ class ExpertMonitor:
         self._outputs_every = outputs_every
         self._num_outputs = [0] * num_moe_layers
         self._lock = threading.Lock()
-        self._calls: list[tuple[int, NDArray[np.int64], int, float]] = []
+        self._calls: list[tuple[int, NDArray[np.integer[Any]], int, float]] = []
         self._sample = ExpertSample.empty(*self._shape)
 
     def record(self, moe_layer_idx: int, pair_slot: Slots, num_rows: int, seconds: float) -> None:
-        """A call was computed. pair_slot: [P], read at once, so that its memory may be used again."""
-        counts = np.bincount(_on_host(pair_slot), minlength=self._shape[1])
+        """A call was computed. pair_slot: [P], copied, so that its memory may be used again. Counted later: this lies
+        between a request and its answer."""
+        slots = _on_host(pair_slot).copy()
         with self._lock:
-            self._calls.append((moe_layer_idx, counts, num_rows, seconds))
+            self._calls.append((moe_layer_idx, slots, num_rows, seconds))
             if len(self._calls) >= MAX_PENDING:
                 self._count()
 
@@ -117,8 +119,10 @@ class ExpertMonitor:
         """Add up the calls that wait."""
         if not self._calls:
             return
-        layers, counts, rows, seconds = (np.array(column) for column in zip(*self._calls, strict=True))
+        given_layers, slots, given_rows, given_seconds = zip(*self._calls, strict=True)
         self._calls = []
+        layers, rows, seconds = np.array(given_layers), np.array(given_rows), np.array(given_seconds)
+        counts = _counts(slots, self._shape[1])
         pairs, distinct = counts.sum(axis=1), np.count_nonzero(counts, axis=1)
         each_s = seconds / np.maximum(pairs, 1)
         is_of_layer = (layers == np.arange(self._shape[0])[:, np.newaxis]).astype(np.float64)
@@ -132,6 +136,13 @@ class ExpertMonitor:
         ):
             target += is_of_layer @ values
         sums.cost[:] += cost_moments(distinct, pairs, seconds)
+
+
+def _counts(calls: Sequence[NDArray[np.integer[Any]]], num_slots: int) -> NDArray[np.int64]:
+    """[calls, S]: pairs of each slot in each call."""
+    call = np.repeat(np.arange(len(calls)), [len(slots) for slots in calls])
+    counts = np.bincount(call * num_slots + np.concatenate(calls), minlength=len(calls) * num_slots)
+    return counts.reshape(len(calls), num_slots)
 
 
 def _on_host(slots: Slots) -> NDArray[Any]:

@@ -1,0 +1,124 @@
+"""What counting load and confidence costs: step times with the monitors of both tiers on and off, in one run.
+
+    python -m ops.bench.monitor [--checkpoint FOLDER]
+
+First with the expert ranks in this process and its one thread, where what all nine monitors cost adds up in the step;
+then with a process for each rank, as in a cluster. Both settings take turns, the first in each round changing, and are
+compared round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from actors.attention.config import AttentionConfig, MtpConfig
+from actors.attention.engine import build_engine, valid_vocab_size
+from actors.attention.step import EngineStep
+from actors.messages import GenerateRequest, SamplingSpec
+from actors.model.config import ModelConfig
+from actors.weights.check import read_model_config
+from actors.weights.loader import load_attention_weights
+from actors.weights.source import SafetensorsSource
+from ops.bench.domains import mixed_prompts
+from ops.bench.expert_ranks import TIMEOUT_S, local_experts, separate_experts
+from ops.bench.streams import StreamTimer
+from routing.dispatcher import Dispatcher
+from routing.experts import linear_expert_map
+
+CHECKPOINT = Path(__file__).parents[1] / "nano" / "checkpoint"
+MAX_STREAMS, EP_SIZE = 32, 8
+MAX_MODEL_LEN = 1024
+
+
+def config_of(name: str) -> AttentionConfig:
+    """name: "on" or "off"."""
+    return AttentionConfig(
+        max_running=MAX_STREAMS,
+        max_model_len=MAX_MODEL_LEN,
+        kv_cache_tokens=MAX_STREAMS * MAX_MODEL_LEN,
+        exchange_timeout_s=TIMEOUT_S,
+        mtp=MtpConfig(mode="off"),
+        monitor_load=name == "on",
+    )
+
+
+def engines(checkpoint: Path, model: ModelConfig, experts: Mapping[str, Dispatcher]) -> Mapping[str, EngineStep]:
+    """By "on" and "off"; they share the attention tier's weights."""
+    with SafetensorsSource(checkpoint) as source:
+        weights = load_attention_weights(source, model)
+    num_tokens = valid_vocab_size(checkpoint, model)
+    return {
+        name: build_engine(config_of(name), model, weights, dispatcher, num_tokens)
+        for name, dispatcher in experts.items()
+    }
+
+
+@contextmanager
+def tiers(checkpoint: Path, model: ModelConfig, *, is_separate: bool) -> Iterator[Mapping[str, Dispatcher]]:
+    """Expert ranks for both settings."""
+    expert_map = linear_expert_map(len(model.moe_layers), model.num_experts, EP_SIZE)
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(separate_experts(checkpoint, config_of(name), expert_map))
+            if is_separate
+            else local_experts(checkpoint, config_of(name), expert_map)
+            for name in ("on", "off")
+        }
+
+
+def step_seconds(engine: EngineStep, prompts: Sequence[Sequence[int]], tokens: int, name: str) -> float:
+    """The median step while all these streams decode. What was counted is taken, as a report would."""
+    spec = SamplingSpec(max_tokens=MAX_MODEL_LEN // 2, temperature=0.0, ignore_eos=True)
+    requests = [GenerateRequest(f"{name}-{idx}", tuple(prompt), spec) for idx, prompt in enumerate(prompts)]
+    timer = StreamTimer(engine, requests, frozenset())
+    timer.start()
+    seconds = median(timer.decode(tokens).step_seconds)
+    if engine.monitor is not None:
+        engine.monitor.take()
+    return seconds
+
+
+def ratios(both: Mapping[str, EngineStep], prompts: Sequence[Sequence[int]], rounds: int, tokens: int) -> list[float]:
+    """Step time on / off of each round; the first round warms up and is left out."""
+    found = []
+    for number in range(rounds + 1):
+        order = ("on", "off") if number % 2 else ("off", "on")
+        seconds = {name: step_seconds(both[name], prompts, tokens, f"{name}{number}") for name in order}
+        found.append(seconds["on"] / seconds["off"])
+    return found[1:]
+
+
+def main() -> None:
+    """Both forms of the cluster, at all levels."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, MAX_STREAMS])
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=48, help="steps of each round")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # as in a replica
+    model = read_model_config(options.checkpoint)
+    prompts = [ids[-MAX_MODEL_LEN // 2 :] for ids in mixed_prompts(options.checkpoint, MAX_STREAMS)]
+    rows: dict[str, list[float]] = {}
+    print("| expert ranks | streams | step time on / off, median of rounds | range |\n|---|---|---|---|")
+    for is_separate, form in ((False, "in one process"), (True, "eight processes")):
+        with tiers(options.checkpoint, model, is_separate=is_separate) as experts:
+            both = engines(options.checkpoint, model, experts)
+            for streams in options.streams:
+                found = ratios(both, prompts[:streams], options.rounds, options.tokens)
+                print(
+                    f"| {form} | {streams} | {median(found):.4f} | {min(found):.3f} to {max(found):.3f} |", flush=True
+                )
+                rows[f"{form}, {streams}"] = [round(ratio, 4) for ratio in found]
+    print(json.dumps({"benchmark": "monitor", "ratios": rows}))
+
+
+if __name__ == "__main__":
+    main()
