@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.config import ActorResources, ClusterConfig
+from cluster.config import ClusterConfig
+from cluster.sections import ActorResources
 
 # How often a stopping replica looks whether its requests have ended; Ray's own 2 s would add up over the tiers.
 SHUTDOWN_CHECK_S = 0.2

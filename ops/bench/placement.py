@@ -110,7 +110,7 @@ def per_step(load: FloatArray) -> FloatArray:
 
 def measure(name: str, load: FloatArray, other: FloatArray, slots: int, ep_size: int = RANKS) -> Iterator[Row]:
     """Every policy and cost. other: another load of the same kind, of which a tenth is mixed in as drift."""
-    start = linear_expert_map(*load.shape, ep_size, num_redundant_slots=slots)
+    start = linear_expert_map(load.shape[0], load.shape[1], ep_size, num_redundant_slots=slots)
     drifted = (1.0 - DRIFT) * load + DRIFT * other
     num_copies = slots * ep_size
     for cost_name, cost in COSTS.items():
@@ -205,7 +205,8 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     loads = {name: [per_step(make(rng, options.layers)) for _ in range(2)] for name, make in LOADS.items()}
     nano = {name: per_step(load) for name, load in nano_loads(options.results).items()}
-    rows, nano_rows = [], []
+    rows: list[Row] = []
+    nano_rows: list[Row] = []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("planning", total=(len(loads) + len(nano)) * len(options.slots))
         for slots in options.slots:
@@ -226,8 +227,7 @@ def main() -> None:
 
 
 def _zipf_shares(exponent: float) -> FloatArray:
-    shares: FloatArray = 1.0 / np.arange(1, EXPERTS + 1) ** exponent
-    return shares
+    return np.asarray(1.0 / np.arange(1, EXPERTS + 1) ** exponent, dtype=np.float64)
 
 
 def _over_least(planned: ExpertMap, load: FloatArray, cost: TierCost, num_copies: int) -> float:
