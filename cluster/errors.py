@@ -5,13 +5,15 @@ ClusterError
 ├── CoordinatorUnavailable     the coordinator did not answer in time; what it last published stays good
 ├── MembershipLost             the coordinator gave this process up, or another one has its place: it must restart
 ├── PortUnavailable            somebody else listens where this process should
-├── AdminUnreachable           the admin route did not do what was asked; the message says why
+├── AdminUnreachable           no admin route answered; the message says what to look at
+├── OrderRefused               the admin route answered and did not do what was asked; the message is its sentence
 ├── StartFailed                the cluster did not come up; `problems` says why
 └── ApiError               an HTTP request that gets an error body; its message is a sentence of ours
     ├── InvalidRequest         the body, a field or a combination of fields is wrong
     │   └── ContextLengthExceeded  prompt and completion do not fit the context
     ├── InvalidOrder           an operator's order that cannot be followed now
     ├── Unauthorized           no key, or one that is not known
+    ├── ForeignRequest         for a host, or from a page, that is not the operator's
     ├── UnknownModel           the model is not served here
     ├── BodyTooLarge           the body is longer than allowed
     ├── BodyTooSlow            the body did not arrive in time
@@ -49,7 +51,11 @@ class PortUnavailable(ClusterError):
 
 
 class AdminUnreachable(ClusterError):
-    """The admin route refused, or nobody answered. The message is for the operator."""
+    """Nobody answered as an admin route does. The message is for the operator."""
+
+
+class OrderRefused(ClusterError):
+    """The admin route does not do what was asked. The message is for the operator."""
 
 
 class StartFailed(ClusterError):
@@ -83,6 +89,10 @@ class InvalidOrder(ApiError):
 
 class Unauthorized(ApiError):
     """The request carries no key that is known."""
+
+
+class ForeignRequest(ApiError):
+    """A browser may have been made to send the request: its host or the page it comes from is not the operator's."""
 
 
 class UnknownModel(ApiError):

@@ -10,9 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from routing.load.expert_side import ExpertSample
-
-from actors.expert.slots import SlotProgress
+from actors.expert.slot_progress import SlotProgress
 from cluster.errors import MembershipLost
 from cluster.membership import CoordinatorPort, ExpertReport
 from cluster.replica import (
@@ -28,6 +26,7 @@ from cluster.replica import (
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
 from routing.experts import ExpertMap
+from routing.load.expert_sample import ExpertSample
 from routing.transport.endpoint import Endpoint
 
 logger = logging.getLogger(__name__)

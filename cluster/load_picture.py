@@ -17,7 +17,7 @@ from cluster.membership import AttentionReport, ExpertReport
 from routing.experts import ExpertMap
 from routing.load.cost_fit import CostFit, ExpertCost
 from routing.load.drift import DriftDetector, DriftState
-from routing.load.expert_side import ExpertSample
+from routing.load.expert_sample import ExpertSample
 from routing.load.forecast import forecast
 from routing.load.sample import LoadSample
 from routing.load.sums import FloatArray

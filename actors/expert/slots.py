@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from actors.errors import ActorError
 from actors.expert.shard import ExpertShard
+from actors.expert.slot_progress import SlotProgress as SlotProgress
 from actors.kernels.contract import ExpertWeights
 from routing.experts import EMPTY_SLOT, ExpertMap, Int32Array, joined_slots
 
@@ -30,22 +31,6 @@ JOIN_TIMEOUT_S = 10.0
 
 # (moe_layer_idx, slot, logical_id) -> bytes that were read
 FillSlot = Callable[[int, int, int], int]
-
-
-@dataclass(frozen=True)
-class SlotProgress:
-    """How far a rank is with the maps it follows.
-
-    served_epochs: ascending. checksums: CRC-32 of the weights in memory by (moe_layer_idx, logical_id), for experts
-    that the next map gives another copy; complete when that map's epoch is served. failure: what keeps the next map
-    from being served, None otherwise. num_loaded, num_to_load: slots of the next map.
-    """
-
-    served_epochs: tuple[int, ...]
-    checksums: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    failure: str | None = None
-    num_loaded: int = 0
-    num_to_load: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
 from cluster.admin.control import ExpertControl
+from cluster.admin.origin import SameSiteMiddleware
+from cluster.admin.paths import BALANCER, EXPERTS, PIN, REBALANCE
 from cluster.api.auth import AuthMiddleware, KeyFile
-from cluster.api.errors import LastResortMiddleware, install_error_handlers
+from cluster.api.errors import LastResortMiddleware, install_error_handlers, request_id_of
 from cluster.api.limits import BodyLimitMiddleware, ConcurrencyMiddleware, RequestIdMiddleware
-from cluster.errors import InvalidRequest
+from cluster.errors import BodyTooSlow, InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 30.0
+BODY_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 64 * 1024
 MAX_CONCURRENT_REQUESTS = 16
+MAX_RANKS = 4096
 RETRY_AFTER_S = 1
+DEFAULT_HOST = "127.0.0.1"
 
 Answer = TypeVar("Answer")
 BodyType = TypeVar("BodyType", bound=BaseModel)
+EpRank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 
 
 class _Body(BaseModel):
@@ -40,7 +49,7 @@ class RebalanceBody(_Body):
 class PinBody(_Body):
     """ep_ranks: where the copies should be; null keeps them where they are."""
 
-    ep_ranks: list[int] | None = None
+    ep_ranks: Annotated[list[EpRank], Field(min_length=1, max_length=MAX_RANKS)] | None = None
 
 
 class PauseBody(_Body):
@@ -49,8 +58,8 @@ class PauseBody(_Body):
     paused: bool
 
 
-def create_admin_app(control: ExpertControl, token_file: Path) -> FastAPI:
-    """The application. A token file that cannot be used is logged and allows nobody."""
+def create_admin_app(control: ExpertControl, token_file: Path, host: str = DEFAULT_HOST) -> FastAPI:
+    """The application. A token file that cannot be used is logged and allows nobody. host: what is listened on."""
     # No documentation routes, and no redirects, which would be built from a header the client chooses.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     AdminRoutes(control).add_to(app)
@@ -61,6 +70,7 @@ def create_admin_app(control: ExpertControl, token_file: Path) -> FastAPI:
         ConcurrencyMiddleware, max_concurrent_requests=MAX_CONCURRENT_REQUESTS, retry_after_s=RETRY_AFTER_S
     )
     app.add_middleware(AuthMiddleware, keys=KeyFile(token_file))
+    app.add_middleware(SameSiteMiddleware, host=host)
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app
@@ -74,14 +84,13 @@ class AdminRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to the app itself, so that `app.routes` lists every one."""
-        pin = "/admin/experts/{layer_id}/{logical_id}/pin"
-        for path, route, method in (
-            ("/health", self.health, "GET"),
-            ("/admin/experts", self.experts, "GET"),
-            ("/admin/experts/rebalance", self.rebalance, "POST"),
-            (pin, self.pin, "PUT"),
-            (pin, self.unpin, "DELETE"),
-            ("/admin/balancer", self.pause, "PUT"),
+        for method, path, route in (
+            ("GET", "/health", self.health),
+            ("GET", EXPERTS, self.experts),
+            ("POST", REBALANCE, self.rebalance),
+            ("PUT", PIN, self.pin),
+            ("DELETE", PIN, self.unpin),
+            ("PUT", BALANCER, self.pause),
         ):
             app.add_api_route(path, route, methods=[method], response_model=None)
 
@@ -90,48 +99,65 @@ class AdminRoutes:
         return {"status": "ok"}
 
     async def experts(self) -> dict[str, Any]:
-        """GET /admin/experts: load, copies, confidence, drift and rebalances."""
+        """Load, copies, confidence, drift and rebalances."""
         return (await _in_time(self._control.expert_status())).to_dict()
 
     async def rebalance(self, request: Request) -> dict[str, Any]:
-        """POST /admin/experts/rebalance."""
+        """A Proposal: what begins, or in a dry run would."""
         body = await _parse(RebalanceBody, request)
+        _log_order(request, body)
         return asdict(await _in_time(self._control.rebalance(is_dry_run=body.dry_run)))
 
     async def pin(self, request: Request, layer_id: str, logical_id: str) -> dict[str, Any]:
-        """PUT /admin/experts/{layer_id}/{logical_id}/pin."""
-        body = await _parse(PinBody, request)
-        ranks = None if body.ep_ranks is None else tuple(body.ep_ranks)
+        """The ExpertStatus of the expert that is pinned."""
         place = _number(layer_id, "layer_id"), _number(logical_id, "logical_id")
+        body = await _parse(PinBody, request)
+        _log_order(request, body)
+        ranks = None if body.ep_ranks is None else tuple(body.ep_ranks)
         return asdict(await _in_time(self._control.pin(*place, ranks)))
 
-    async def unpin(self, layer_id: str, logical_id: str) -> dict[str, Any]:
-        """DELETE /admin/experts/{layer_id}/{logical_id}/pin."""
+    async def unpin(self, request: Request, layer_id: str, logical_id: str) -> dict[str, Any]:
+        """The ExpertStatus of the expert that is free again."""
         place = _number(layer_id, "layer_id"), _number(logical_id, "logical_id")
+        _log_order(request)
         return asdict(await _in_time(self._control.unpin(*place)))
 
     async def pause(self, request: Request) -> dict[str, Any]:
-        """PUT /admin/balancer."""
+        """The BalancerStatus."""
         body = await _parse(PauseBody, request)
+        _log_order(request, body)
         return asdict(await _in_time(self._control.set_paused(is_paused=body.paused)))
 
 
 async def _in_time(call: Awaitable[Answer]) -> Answer:
+    """Raises TimeoutError."""
     async with asyncio.timeout(CALL_TIMEOUT_S):
         return await call
 
 
 async def _parse(kind: type[BodyType], request: Request) -> BodyType:
-    """Raises InvalidRequest that names the first wrong field."""
+    """Raises InvalidRequest that names the first wrong field, or BodyTooSlow. No body means the defaults."""
     try:
-        return kind.model_validate_json(await request.body() or b"{}")
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            text = await request.body()
+    except TimeoutError as error:
+        raise BodyTooSlow("The body did not arrive in time.") from error
+    try:
+        return kind.model_validate_json(text or b"{}")
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, details["loc"])) or "the body"
-        raise InvalidRequest(f"{field}: {details['msg']}.", field) from None
+        field = ".".join(map(str, details["loc"]))
+        raise InvalidRequest(f"{field or 'The body'}: {details['msg']}.", field or None) from None
 
 
 def _number(text: str, name: str) -> int:
+    """Raises InvalidRequest."""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise InvalidRequest(f"{name} must be a number, as in /admin/experts/3/17/pin.", name)
+        raise InvalidRequest(f"{name} must be a number, as in {EXPERTS}/3/17/pin.", name)
     return int(text)
+
+
+def _log_order(request: Request, body: BaseModel | None = None) -> None:
+    """Who reads the log later must see what was done by hand. The path's numbers have been checked."""
+    given = "" if body is None else body.model_dump_json()
+    logger.info("order %s: %s %s %s", request_id_of(request.scope), request.method, request.scope["path"], given)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from routing.experts import ExpertMap, linear_expert_map
 from routing.placement.contract import FloatArray, PlacementProblem, TierCost, placement_policy
@@ -35,13 +34,11 @@ DRIFT = 0.1
 SEED = 35
 
 LEGEND = """\
-balance: mean over layers of mean / max pairs of a rank, of the most that so many slots allow.
+balance: mean over layers of mean / max pairs of a rank, and the most that so many slots allow.
 time: predicted, over the least possible. plan: one run, in Python.
 moves: experts loaded from the linear map; after drift: once a tenth of the load is another's.
 doubled: (layer, rank) pairs with two copies of an expert in the public EPLB; the policy here repairs them.
 """
-
-console = Console(width=120)
 
 
 @dataclass(frozen=True)
@@ -165,34 +162,15 @@ def nano_loads(results: Path) -> dict[str, FloatArray]:
 
 def report(title: str, rows: Sequence[Row]) -> None:
     """A table for people."""
-    table = Table(title=title)
-    for column in (
-        "load",
-        "slots",
-        "price",
-        "policy",
-        "balance",
-        "time",
-        "moves",
-        "after drift",
-        "plan, ms",
-        "doubled",
-    ):
-        table.add_column(column, justify="left" if column in ("load", "price", "policy") else "right", no_wrap=True)
+    print(f"\n{title}\n")
+    print("| load | slots | price | policy | balance | of at most | time | moves | after drift | plan, ms | doubled |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-        table.add_row(
-            row.load,
-            str(row.slots),
-            row.cost,
-            row.policy,
-            f"{row.balancedness:.3f} of {row.best_balancedness:.3f}",
-            f"{row.time:.3f}",
-            str(row.moves),
-            str(row.drift_moves),
-            f"{row.plan_ms:.0f}",
-            str(row.duplicates or ""),
+        print(
+            f"| {row.load} | {row.slots} | {row.cost} | {row.policy} | {row.balancedness:.3f} | "
+            f"{row.best_balancedness:.3f} | {row.time:.3f} | {row.moves} | {row.drift_moves} | {row.plan_ms:.0f} | "
+            f"{row.duplicates or ''} |"
         )
-    console.print(table)
 
 
 def main() -> None:
@@ -216,7 +194,7 @@ def main() -> None:
             for name, load in nano.items():
                 nano_rows += measure(name, load, next(other for key, other in nano.items() if key != name), slots)
                 progress.advance(task)
-    console.print(LEGEND)
+    print(LEGEND)
     report(f"{options.layers} layers of {EXPERTS} experts on {RANKS} ranks", rows)
     if nano_rows:
         report(

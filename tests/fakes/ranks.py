@@ -10,12 +10,12 @@ import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from actors.errors import RequestRejected
-from actors.expert.slots import SlotProgress
+from actors.expert.slot_progress import SlotProgress
 from actors.messages import FinishReason, GenerateRequest, LoadReport, TokenEvent
 from cluster.attention_replica import BuiltAttention
 from cluster.expert_replica import BuiltExpert
 from routing.experts import ExpertMap
-from routing.load.expert_side import ExpertSample
+from routing.load.expert_sample import ExpertSample
 from routing.load.sample import LoadSample
 from routing.transport.endpoint import Endpoint
 

@@ -25,7 +25,7 @@ from cluster.view import (
 )
 from routing.experts import ExpertMap, linear_expert_map
 from routing.load.cost_fit import cost_moments
-from routing.load.expert_side import ExpertSample
+from routing.load.expert_sample import ExpertSample
 from routing.load.sample import LoadSample
 from routing.placement.contract import Pin
 from routing.transport.endpoint import Endpoint

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 from actors.weights.check import read_model_config
 from actors.weights.loader import load_expert_weights
 from actors.weights.source import SafetensorsSource
-from cluster.cli import app
+from cluster.cli import _prepare_admin, _ready_message, app
+from cluster.config import ClusterConfig
+from cluster.errors import ConfigurationError, PortUnavailable
 from routing.experts import linear_expert_map
 from tests.fakes.checkpoint import write_checkpoint
 from tests.fakes.configs import FP8_QUANTIZATION, tiny_config
@@ -20,14 +24,45 @@ from tests.fakes.configs import FP8_QUANTIZATION, tiny_config
 RUNNER = CliRunner()
 
 
+def options_of(command: Any, name: str = "step35") -> dict[str, list[str]]:
+    """Every command below this one with its options and arguments."""
+    found = {name: sorted(option for parameter in command.params for option in parameter.opts)}
+    for sub_name, sub in getattr(command, "commands", {}).items():
+        found |= options_of(sub, f"{name} {sub_name}")
+    return found
+
+
 def test_no_new_options() -> None:
     """Settings belong into the configuration; whoever adds a flag changes this list and says why."""
-    command = typer.main.get_command(app)
-    options = {
-        name: sorted(option for parameter in sub.params for option in parameter.opts)
-        for name, sub in command.commands.items()  # type: ignore[attr-defined]
+    assert options_of(typer.main.get_command(app)) == {
+        "step35": ["--install-completion", "--show-completion"],
+        "step35 serve": ["--config", "--log-level", "checkpoint"],
+        "step35 check": ["--ep-size", "checkpoint"],
+        "step35 experts": ["--all", "--config", "--json"],
+        "step35 experts rebalance": ["--config", "--dry-run", "--json"],
+        "step35 experts pin": ["--config", "--json", "--ranks", "expert", "layer"],
+        "step35 experts unpin": ["--config", "--json", "expert", "layer"],
+        "step35 experts pause": ["--config", "--json"],
+        "step35 experts resume": ["--config", "--json"],
     }
-    assert options == {"serve": ["--config", "--log-level", "checkpoint"], "check": ["--ep-size", "checkpoint"]}
+
+
+@pytest.mark.parametrize("command", [key.split()[1:] for key in options_of(typer.main.get_command(app))])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    """Its options each have a sentence, and the text fits a terminal."""
+    result = RUNNER.invoke(app, [*command, "--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for option in options_of(typer.main.get_command(app))[" ".join(["step35", *command])]:
+        assert option in result.stdout
+
+
+def test_the_shell_completes_commands() -> None:
+    """What --install-completion makes the shell ask; the help of step35 names it."""
+    words = {"_STEP35_COMPLETE": "complete_bash", "COMP_WORDS": "step35 experts p", "COMP_CWORD": "2"}
+    result = RUNNER.invoke(app, [], prog_name="step35", env=words)
+    assert result.stdout.split() == ["pin", "pause"]
+    assert "step35 --install-completion" in RUNNER.invoke(app, ["--help"]).stdout
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +133,46 @@ def test_wrong_input_is_refused_before_anything_starts(arguments: list[str], mes
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def config_of(tmp_path: Path, port: int = 8001, **fields: Any) -> ClusterConfig:
+    """As a file would give it."""
+    admin = {"port": port, "token_file": str(tmp_path / "new" / "admin.token")}
+    return ClusterConfig.model_validate({"checkpoint": "/models/step", "admin": admin, **fields})
+
+
+def test_serve_makes_the_token_and_looks_at_the_port(tmp_path: Path) -> None:
+    """Before Ray starts: the coordinator could say neither on the terminal."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        config = config_of(tmp_path, other.getsockname()[1])
+        with pytest.raises(PortUnavailable, match=r"is in use: set admin\.port"):
+            _prepare_admin(config)
+    _prepare_admin(config)
+    assert config.admin.token_file.stat().st_mode & 0o777 == 0o600
+    config.admin.token_file.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="run: chmod 600"):
+        _prepare_admin(config)
+
+
+def test_on_a_ray_cluster_that_runs_the_token_must_exist(tmp_path: Path) -> None:
+    """One made here would not be the one that a coordinator elsewhere reads; its port is another machine's."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        config = config_of(tmp_path, other.getsockname()[1], ray={"address": "auto"})
+        with pytest.raises(ConfigurationError, match=r"admin\.token_file = .* is not there"):
+            _prepare_admin(config)
+        assert not config.admin.token_file.exists()
+        config.admin.token_file.parent.mkdir()
+        config.admin.token_file.write_text("token\n")
+        config.admin.token_file.chmod(0o600)
+        _prepare_admin(config)
+
+
+def test_the_ready_message_says_how_to_watch(tmp_path: Path) -> None:
+    """The command as it must be typed, and where it asks; nothing of it without an admin route."""
+    url = "http://127.0.0.1:8000"
+    text = _ready_message(config_of(tmp_path), url, None)
+    assert "watch: step35 experts   (admin route http://127.0.0.1:8001)\n" in text
+    text = _ready_message(config_of(tmp_path, ray={"address": "auto"}), url, Path("my cluster.yaml"))
+    assert "step35 experts --config 'my cluster.yaml'" in text
+    assert "(admin route http://127.0.0.1:8001, on the coordinator's machine)" in text
+    assert "admin" not in _ready_message(config_of(tmp_path, admin={"enabled": False}), url, None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import ClusterConfig, export_environment, load_config
+from cluster.config import AdminConfig, ClusterConfig, export_environment, load_admin, load_config
 from cluster.errors import ConfigurationError
 from cluster.tiers import transport_options
 
@@ -122,6 +122,12 @@ def test_padded_exchanges_reach_the_transport(monkeypatch: pytest.MonkeyPatch, t
         ("ray: {address: auto, num_cpus: 2}", r"num_cpus size a cluster started here, but address names 'auto'"),
         ("ray: {address: auto, object_store_bytes: 100000000}", r"object_store_bytes size a cluster started here"),
         ("experts: {ep_size: 4, ep_size: 8}", r"'ep_size' is named twice"),
+        ("admin: {port: 8000}", r"admin\.port 8000 must differ from gateway\.port, because .* overlap"),
+        ("{admin: {port: 9, host: localhost}, gateway: {port: 9}}", r"admin\.port 9 must differ .*host localhost"),
+        ("{admin: {port: 9, host: 10.0.0.1}, gateway: {port: 9, host: 0.0.0.0}}", r"admin\.port 9 must differ"),
+        ('{admin: {port: 9, host: "::"}, gateway: {port: 9}}', r"admin\.port 9 must differ"),
+        ("admin: {tokenfile: x}", r"admin\.tokenfile is not a field; did you mean token_file\?"),
+        ("admin: {token_file: null}", r"admin\.token_file = None"),
     ],
 )
 def test_errors_name_field_value_and_rule(tmp_path: Path, text: str, message: str) -> None:
@@ -174,6 +180,45 @@ def test_the_operators_own_variables_win() -> None:
     environ = {"A": "operator"}
     export_environment({"A": "ours", "B": "ours"}, environ)
     assert environ == {"A": "operator", "B": "ours"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"admin": {"port": 8000, "enabled": False}},
+        {"admin": {"port": 8000, "host": "10.0.0.1"}, "gateway": {"host": "10.0.0.2"}},
+    ],
+)
+def test_ports_may_be_equal_where_they_cannot_clash(fields: dict[str, Any]) -> None:
+    """Nobody listens on one of them, or they are two addresses."""
+    ClusterConfig.model_validate({"checkpoint": "/a", **fields})
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8001"),
+        ("0.0.0.0", "http://127.0.0.1:8001"),
+        ("::", "http://[::1]:8001"),
+        ("fd00::7", "http://[fd00::7]:8001"),
+        ("admin.internal", "http://admin.internal:8001"),
+    ],
+)
+def test_the_admin_route_has_an_address(host: str, url: str) -> None:
+    """One that can be connected to."""
+    assert AdminConfig(host=host).url == url
+
+
+def test_the_admin_section_alone(tmp_path: Path) -> None:
+    """A tool that speaks to a running cluster needs no checkpoint; file and environment count as for `serve`, and the
+    token is where `serve` makes it."""
+    file = write(tmp_path, "admin: {port: 9001, token_file: ~/tokens}")
+    admin = load_admin(file, environ={"STEP35__ADMIN__HOST": "10.0.0.1"})
+    assert (admin.host, admin.port, admin.token_file) == ("10.0.0.1", 9001, Path.home() / "tokens")
+    assert load_admin(None, environ={}) == ClusterConfig.model_validate(CHECKPOINT).admin
+    assert load_admin(None, environ={}).token_file == Path.home() / ".step35" / "admin.token"
+    with pytest.raises(ConfigurationError, match=r"admin\.port = 0"):
+        load_admin(write(tmp_path, "admin: {port: 0}"), environ={})
 
 
 @pytest.mark.parametrize("text", ["", "  "])
