@@ -108,7 +108,7 @@ class CoordinatorDeployment(Coordinator):
         )
         self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
         admin = config.admin
-        self._admin = AdminServer(create_admin_app(self, admin.token_file), admin.host, admin.port)
+        self._admin = AdminServer(create_admin_app(self, admin.token_file, admin.host), admin.host, admin.port)
         if admin.enabled:
             self._admin.start()
 

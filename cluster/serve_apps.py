@@ -1,10 +1,8 @@
 """Application builders for Ray Serve's configuration files: what `serve deploy` and KubeRay's serveConfigV2 import.
 
 Knows nothing of Kubernetes. Serve calls a builder on a node of the cluster, where the file and the checkpoint's
-config.json must be.
+config.json must be. Annotations are not postponed here: Serve reads the class of `args` from them.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ import numpy as np
 from actors.speculative.cost import StepCost
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-PROBE_EVERY = 64  # steps after which everybody drafts one more: a position nobody drafts for is never seen again
+PROBE_EVERY = 32  # steps after which everybody tries another length: what nobody tries is never seen again
 LEARNING_STEPS = 24  # steps that try every length in turn, to learn what they cost
 
 
@@ -57,10 +57,16 @@ class DraftLengths:
         best = best_lengths(sequences, self.cost)
         last = tuple(k if s.last is None else min(s.last, s.limit) for k, s in zip(best, sequences, strict=True))
         if self._num_choices % PROBE_EVERY == 0:
-            return Choice(tuple(min(k + 1, s.limit) for k, s in zip(best, sequences, strict=True)), "probe")
+            return Choice(self._probe(sequences), "probe")
         if tokens_per_second(best, sequences, self.cost) < HYSTERESIS * tokens_per_second(last, sequences, self.cost):
             return Choice(last, "kept")
         return Choice(best, "faster")
+
+    def _probe(self, sequences: Sequence[Drafting]) -> tuple[int, ...]:
+        """Each length in turn: long ones show how often late drafts are accepted, short ones what a step without them
+        costs. Prices learnt in a bad moment would otherwise keep a batch at its length for good."""
+        length = self._num_choices // PROBE_EVERY % (self.max_drafts + 1)
+        return tuple(min(length, s.limit) for s in sequences)
 
 
 def best_lengths(sequences: Sequence[Drafting], cost: StepCost) -> tuple[int, ...]:

@@ -1,5 +1,5 @@
-// plan_dispatch for the CPU: the same plan as routing/plan.py, whose names and rules it follows, in one pass of counting
-// and one of placing. Whole numbers only, so that both choose the same copies.
+// plan_dispatch for the CPU: the same plan as routing/plan.py, whose names and rules it follows, in one pass of
+// counting and one of placing. Whole numbers only, so that both choose the same copies.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/tuple.h>
 
@@ -34,7 +34,9 @@ struct Routing {
 };
 
 // The first of `count` pairs that the idx-th of `num_used` copies takes.
-int64_t first_turn(int64_t idx, int64_t count, int64_t num_used) { return (idx * count + num_used - 1) / num_used; }
+int64_t first_turn(int64_t idx, int64_t count, int64_t num_used) {
+    return (idx * count + num_used - 1) / num_used;
+}
 
 // Which copies of each expert a batch uses: `used` in the layout of logical_to_physical, `num_used` for each expert.
 class CopyChoice {
@@ -66,9 +68,8 @@ class CopyChoice {
         const int64_t* copies = routing_.copies(logical_id);
         const int64_t num_copies = routing_.num_copies(logical_id);
         std::vector<int64_t> by_rank(copies, copies + num_copies);
-        std::stable_sort(by_rank.begin(), by_rank.end(), [&](int64_t a, int64_t b) {
-            return busy_[routing_.rank_of(a)] < busy_[routing_.rank_of(b)];
-        });
+        std::stable_sort(by_rank.begin(), by_rank.end(),
+                         [&](int64_t a, int64_t b) { return busy_[routing_.rank_of(a)] < busy_[routing_.rank_of(b)]; });
         const int64_t chosen = std::min(num_copies, std::max<int64_t>(1, count / routing_.pairs_per_touch));
         std::sort(by_rank.begin(), by_rank.begin() + chosen);
         num_used[logical_id] = chosen;
@@ -125,7 +126,8 @@ std::tuple<nb::tuple, nb::tuple> place(const std::vector<int64_t>& physical, con
     std::vector<int64_t> row_splits(routing.ep_size, 0), pair_splits(routing.ep_size, 0);
     for (const int64_t each : physical) ++pair_splits[routing.rank_of(each)];
     std::vector<int64_t> next_pair(routing.ep_size, 0);
-    for (int64_t rank = 1; rank < routing.ep_size; ++rank) next_pair[rank] = next_pair[rank - 1] + pair_splits[rank - 1];
+    for (int64_t rank = 1; rank < routing.ep_size; ++rank)
+        next_pair[rank] = next_pair[rank - 1] + pair_splits[rank - 1];
     std::vector<std::vector<int64_t>> tokens_of(routing.ep_size);
     for (int64_t token = 0; token < num_tokens; ++token) {
         for (int64_t k = 0; k < top_k; ++k) {

@@ -175,7 +175,7 @@ def test_the_figures_of_the_summary() -> None:
 
 
 def test_a_quiet_moment_and_a_rebalance_found_under_way() -> None:
-    """No step in the last seconds is no step of 0 ms; stages that a restarted coordinator does not know are not told."""
+    """No step of late is no step of 0 ms; stages that a restarted coordinator cannot know are not told."""
     found = balancer_status(phase=Phase.ADOPTING, phase_seconds=2.0, progress=(9, 9))
     text = shown(tier_status(step_p50_ms=0.0, step_p99_ms=0.0, balancer=found))
     assert "none in the last seconds" in text
