@@ -26,8 +26,9 @@ class TierCost:
     per_pair_s: float
 
     def __post_init__(self) -> None:
-        if min(self.per_expert_s, self.per_pair_s) < 0.0 or self.per_expert_s + self.per_pair_s <= 0.0:
-            raise ValueError(f"costs must not be negative and not both 0, got {self}")
+        costs = np.array([self.per_expert_s, self.per_pair_s])
+        if not np.isfinite(costs).all() or costs.min() < 0.0 or costs.max() <= 0.0:
+            raise ValueError(f"costs must be finite, not negative and not both 0, got {self}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class PlacementProblem:
     """What a policy plans from.
 
     expert_map: where experts are now. load: float64 [L, E], expected pairs of each logical expert in a step.
-    max_moves: experts to be loaded at most, None for no limit. max_copies_per_layer: redundant copies at most, None for
+    max_moves: experts to be loaded at most, None for no
+    limit; pins come first and are put right whatever it says. max_copies_per_layer: redundant copies at most, None for
     as many as there are slots. host_of_rank: by EP rank; None puts every rank on a host of its own.
     Raises ValueError at birth for a load or pins that do not fit the map.
     """
@@ -61,8 +63,12 @@ class PlacementProblem:
         expected = (self.expert_map.num_moe_layers, self.expert_map.num_logical_experts)
         if self.load.shape != expected:
             raise ValueError(f"the load has shape {self.load.shape}, the expert map {expected}")
-        if not np.isfinite(self.load).all() or (self.load < 0.0).any():
-            raise ValueError("the load must be finite and not negative")
+        if self.load.dtype != np.float64 or not np.isfinite(self.load).all() or (self.load < 0.0).any():
+            raise ValueError(f"the load must be float64, finite and not negative, got {self.load.dtype}")
+        for name in ("max_moves", "max_copies_per_layer"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 0:
+                raise ValueError(f"{name} must not be negative, got {limit}")
         if self.host_of_rank is not None and len(self.host_of_rank) != self.expert_map.ep_size:
             raise ValueError(f"{len(self.host_of_rank)} hosts for {self.expert_map.ep_size} ranks")
         check_pins(self.pins, self.expert_map)
@@ -99,7 +105,7 @@ def placement_policy(name: str) -> PlacementPolicy:
 
 
 def check_pins(pins: tuple[Pin, ...], expert_map: ExpertMap) -> None:
-    """Raises ValueError for pins that this map's model and ranks cannot have, all at once."""
+    """Raises ValueError for the first of the pins that this map's model and ranks cannot have."""
     seen: set[tuple[int, int]] = set()
     on_rank: dict[tuple[int, int], int] = {}
     for pin in pins:

@@ -6,12 +6,14 @@ empty, and what it takes away becomes empty only after it. A rank without an emp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from routing.experts import EMPTY_SLOT, ExpertMap, Int32Array
-from routing.placement.holders import Holders, holders_of
+from routing.placement.holders import held_of, holders_of, slots_of
+from routing.placement.layer_path import LayerPath
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,22 @@ def migration(current: ExpertMap, target: ExpertMap) -> Migration:
     """
     if current.physical_to_logical.shape != target.physical_to_logical.shape or current.ep_size != target.ep_size:
         raise ValueError("both maps must have the same layers, ranks and slots")
-    shape = (current.ep_size, current.slots_per_rank)
-    layers = [
-        _layer_steps(row.reshape(shape), holders_of(target, idx)) for idx, row in enumerate(current.physical_to_logical)
-    ]
+    changed = np.flatnonzero((held_of(current) != held_of(target)).any(axis=(1, 2))).tolist()
+    ways = {layer: list(_way(current, target, layer)) for layer in changed}
     stages: list[Stage] = []
     before = current
-    for number in range(max(map(len, layers), default=0)):
-        rows = [
-            steps[min(number, len(steps) - 1)].reshape(-1) if steps else row
-            for steps, row in zip(layers, before.physical_to_logical, strict=True)
-        ]
-        stages.append(_stage(before, np.stack(rows)))
+    for number in range(max(map(len, ways.values()), default=0)):
+        table = before.physical_to_logical.copy()
+        for layer, steps in ways.items():
+            if number < len(steps):
+                table[layer] = np.array(steps[number]).ravel()
+        stages.append(_stage(before, table))
         before = stages[-1].expert_map
     return Migration(tuple(stages))
+
+
+def _way(current: ExpertMap, target: ExpertMap, moe_layer_idx: int) -> Iterator[list[list[int]]]:
+    return LayerPath(slots_of(current)[moe_layer_idx].tolist(), holders_of(target, moe_layer_idx)).steps()
 
 
 def _stage(before: ExpertMap, table: Int32Array) -> Stage:
@@ -73,70 +77,3 @@ def _stage(before: ExpertMap, table: Int32Array) -> Stage:
         for layer, physical in np.argwhere(is_filled).tolist()
     )
     return Stage(replace(before, map_epoch=before.map_epoch + 1, physical_to_logical=table), moves)
-
-
-def _layer_steps(slots: Int32Array, wanted: Holders) -> list[Int32Array]:
-    """int32 [R, S] of one layer after each stage."""
-    steps: list[Int32Array] = []
-    while not _is_reached(slots, wanted):
-        after = _step(slots, wanted)
-        if not np.array_equal(after, slots):
-            steps.append(after)
-        else:  # every slot is taken by what must stay for now: let a copy give way, and come back at the end
-            detour = _detour(slots, wanted)
-            steps += [without := _step(slots, detour), after := _step(without, detour)]
-        slots = after
-    return steps
-
-
-def _is_reached(slots: Int32Array, wanted: Holders) -> bool:
-    return all(set(row[row != EMPTY_SLOT].tolist()) == target for row, target in zip(slots, wanted, strict=True))
-
-
-def _step(slots: Int32Array, wanted: Holders) -> Int32Array:
-    """As much as one stage can do: fill empty slots with what is missing, then let go of what has a copy elsewhere."""
-    after = slots.copy()
-    for row, target in zip(after, wanted, strict=True):
-        missing = sorted(
-            target - set(row.tolist()), key=lambda expert: (not _is_leaving(expert, slots, wanted), expert)
-        )
-        for slot, logical_id in zip(np.flatnonzero(row == EMPTY_SLOT).tolist(), missing, strict=False):
-            row[slot] = logical_id
-    copies = np.bincount(after[after != EMPTY_SLOT])
-    for row, target in zip(after, wanted, strict=True):
-        for slot in np.flatnonzero(row != EMPTY_SLOT).tolist():
-            logical_id = int(row[slot])
-            if logical_id not in target and copies[logical_id] > 1:
-                copies[logical_id] -= 1
-                row[slot] = EMPTY_SLOT
-    return after
-
-
-def _is_leaving(expert: int, slots: Int32Array, wanted: Holders) -> bool:
-    """Whether a rank holds it that should not: bringing it elsewhere makes room there."""
-    return any(expert in row and expert not in target for row, target in zip(slots, wanted, strict=True))
-
-
-def _detour(slots: Int32Array, wanted: Holders) -> Holders:
-    """What to want for two stages when nothing can move: one redundant copy less, on a rank that misses something; or
-    elsewhere, in an empty slot or in a copy's place, an expert that stands in the way."""
-    held = [set(row[row != EMPTY_SLOT].tolist()) for row in slots]
-    copies = np.bincount(slots[slots != EMPTY_SLOT])
-    detour = [set(target) for target in wanted]
-    redundant = [
-        (rank, expert) for rank, experts in enumerate(held) for expert in sorted(experts) if copies[expert] > 1
-    ]
-    for rank, expert in redundant:
-        if wanted[rank] - held[rank]:
-            detour[rank].discard(expert)
-            return detour
-    obstacle = min(expert for experts, target in zip(held, wanted, strict=True) for expert in experts - target)
-    for rank, experts in enumerate(held):
-        if len(experts) < slots.shape[1] and obstacle not in experts:
-            detour[rank].add(obstacle)
-            return detour
-    if not redundant:
-        raise ValueError("experts cannot move without a slot to spare: at least one redundant slot per rank is needed")
-    rank, expert = redundant[0]
-    detour[rank] = detour[rank] - {expert} | {obstacle}
-    return detour

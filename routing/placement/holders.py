@@ -1,6 +1,6 @@
-"""A placement as sets: which experts each rank holds, whatever the slots. Pure.
+"""A placement as who holds what, whatever the slots: sets of one layer, or one table of all. Pure.
 
-Legend: R EP ranks, S slots of a rank.
+Legend: L MoE layers, R EP ranks, S slots of a rank, E logical experts.
 """
 
 from __future__ import annotations
@@ -8,34 +8,58 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from routing.experts import EMPTY_SLOT, ExpertMap, Int32Array
 
 Holders = list[set[int]]  # by EP rank, of one layer
+BoolArray = NDArray[np.bool_]
 
 
 def holders_of(expert_map: ExpertMap, moe_layer_idx: int) -> Holders:
     """Which experts of a layer each rank holds."""
-    slots = expert_map.physical_to_logical[moe_layer_idx].reshape(expert_map.ep_size, -1)
-    return [set(row[row != EMPTY_SLOT].tolist()) for row in slots]
+    return [set(row[row != EMPTY_SLOT].tolist()) for row in slots_of(expert_map)[moe_layer_idx]]
+
+
+def slots_of(expert_map: ExpertMap) -> Int32Array:
+    """int32 [L, R, S]: the logical expert in each slot."""
+    return expert_map.physical_to_logical.reshape(expert_map.num_moe_layers, expert_map.ep_size, -1)
+
+
+def held_of(expert_map: ExpertMap) -> BoolArray:
+    """bool [L, R, E]: whether a rank holds an expert."""
+    held = np.zeros((expert_map.num_moe_layers, expert_map.ep_size, expert_map.num_logical_experts), dtype=np.bool_)
+    slots = slots_of(expert_map)
+    layers, ranks, places = np.nonzero(slots != EMPTY_SLOT)
+    held[layers, ranks, slots[layers, ranks, places]] = True
+    return held
 
 
 def map_of(layers: Sequence[Holders], like: ExpertMap) -> ExpertMap:
-    """A map of these sets in which every expert that stays on its rank stays in its slot; `like` itself if all do."""
-    tables = [seated(holders, like, idx) for idx, holders in enumerate(layers)]
-    table = np.stack(tables)
-    if np.array_equal(table, like.physical_to_logical):
+    """`map_of_held` for sets."""
+    held = np.zeros((like.num_moe_layers, like.ep_size, like.num_logical_experts), dtype=np.bool_)
+    for layer, holders in enumerate(layers):
+        for rank, experts in enumerate(holders):
+            held[layer, rank, list(experts)] = True
+    return map_of_held(held, like)
+
+
+def map_of_held(held: BoolArray, like: ExpertMap) -> ExpertMap:
+    """A map of these holders. Every expert that stays on its rank stays in its slot; `like` itself if all do."""
+    before = held_of(like)
+    if np.array_equal(held, before):
         return like
-    return ExpertMap(like.map_epoch + 1, like.ep_size, like.num_logical_experts, table)
-
-
-def seated(holders: Holders, like: ExpertMap, moe_layer_idx: int) -> Int32Array:
-    """int32 [R * S]: the experts of each rank in slots, newcomers in ascending order in those that are left."""
-    table = np.full((like.ep_size, like.slots_per_rank), EMPTY_SLOT, dtype=np.int32)
-    before = like.physical_to_logical[moe_layer_idx].reshape(like.ep_size, -1)
-    for row, old, wanted in zip(table, before, holders, strict=True):
-        stays = np.isin(old, list(wanted)) & (old != EMPTY_SLOT)
-        row[stays] = old[stays]
-        newcomers = sorted(wanted - set(old[stays].tolist()))
-        row[np.flatnonzero(~stays)[: len(newcomers)]] = newcomers
-    return table.reshape(-1)
+    table = slots_of(like).copy()
+    layers, ranks, places = np.nonzero(table != EMPTY_SLOT)
+    is_gone = ~held[layers, ranks, table[layers, ranks, places]]
+    table[layers[is_gone], ranks[is_gone], places[is_gone]] = EMPTY_SLOT
+    # Newcomers of a rank, ascending, go into its empty slots, ascending: the n-th into the n-th.
+    layers, ranks, experts = np.nonzero(held & ~before)
+    rank_of_newcomer = layers * like.ep_size + ranks
+    empty = np.argwhere(table.reshape(-1, like.slots_per_rank) == EMPTY_SLOT)
+    nth = np.arange(len(experts)) - np.searchsorted(rank_of_newcomer, rank_of_newcomer)
+    chosen = np.searchsorted(empty[:, 0], rank_of_newcomer) + nth
+    assert (chosen < len(empty)).all(), "no rank holds more than it has slots"
+    assert (empty[chosen, 0] == rank_of_newcomer).all(), "no rank holds more than it has slots"
+    table[layers, ranks, empty[chosen, 1]] = experts
+    return ExpertMap(like.map_epoch + 1, like.ep_size, like.num_logical_experts, table.reshape(len(table), -1))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from routing.experts import ExpertMap
 from routing.placement.contract import PlacementProblem
-from routing.placement.holders import map_of
+from routing.placement.holders import held_of, map_of_held
+from routing.placement.pinning import pinned
 
 
 class LinearPolicy:
-    """See `contract.PlacementPolicy`. Knows no load, and no pins."""
+    """See `contract.PlacementPolicy`. Knows neither load nor limits; pins are put right afterwards."""
 
     def plan(self, problem: PlacementProblem) -> ExpertMap:
-        current = problem.expert_map
-        per_rank = current.num_logical_experts // current.ep_size
-        blocks = [set(range(rank * per_rank, (rank + 1) * per_rank)) for rank in range(current.ep_size)]
-        return map_of([blocks] * current.num_moe_layers, current)
+        """Raises ValueError when there is no room for the pins."""
+        held = np.zeros_like(held_of(problem.expert_map))
+        experts = np.arange(held.shape[2])
+        held[:, experts * held.shape[1] // held.shape[2], experts] = True
+        return map_of_held(pinned(held, problem), problem.expert_map)

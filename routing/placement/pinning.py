@@ -1,38 +1,54 @@
-"""Puts pinned experts where an operator wants them, making room with as little change as possible. Pure."""
+"""Puts pinned experts where an operator wants them, making room with as little change as possible. Pure.
+
+Legend: L MoE layers, R EP ranks, E logical experts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
-from routing.placement.holders import Holders
+import numpy as np
+
+from routing.placement.contract import PlacementProblem
+from routing.placement.holders import BoolArray
 
 
-def pinned_holders(holders: Holders, pins: Mapping[int, tuple[int, ...]], slots_per_rank: int) -> Holders:
-    """Holders in which every pinned expert is exactly on its ranks. Raises ValueError when there is no room."""
-    result = [set(held) for held in holders]
-    for expert, ranks in sorted(pins.items()):
-        left = [rank for rank, held in enumerate(result) if expert in held and rank not in ranks]
-        for rank in left:
-            result[rank].remove(expert)
-        for rank in ranks:
-            if expert not in result[rank]:
-                if len(result[rank]) >= slots_per_rank:
-                    _make_room(result, rank, pins, slots_per_rank)
-                result[rank].add(expert)
+def pinned(held: BoolArray, problem: PlacementProblem) -> BoolArray:
+    """Holders in which every pinned expert is exactly on its ranks. held: bool [L, R, E].
+
+    Raises ValueError when there is no room: every other slot holds a pinned or an only copy.
+    """
+    result = held.copy()
+    for layer in sorted({pin.moe_layer_idx for pin in problem.pins}):
+        pins = problem.pins_of(layer)
+        for expert, ranks in sorted(pins.items()):
+            result[layer, :, expert] = False
+            result[layer, list(ranks), expert] = True
+        for rank in range(result.shape[1]):
+            while np.count_nonzero(result[layer, rank]) > problem.expert_map.slots_per_rank:
+                _relieve(result[layer], rank, pins, problem.expert_map.slots_per_rank)
     return result
 
 
-def _make_room(holders: Holders, rank: int, pins: Mapping[int, tuple[int, ...]], slots_per_rank: int) -> None:
-    """Take one expert that is not pinned off a full rank: a redundant copy, else one that another rank has room for."""
-    movable = sorted(holders[rank] - pins.keys())
-    for expert in movable:
-        if sum(expert in held for held in holders) > 1:
-            holders[rank].remove(expert)
-            return
-    for expert in movable:
-        for other, held in sorted(enumerate(holders), key=lambda entry: (len(entry[1]), entry[0])):
-            if other != rank and len(held) < slots_per_rank:
-                holders[rank].remove(expert)
-                held.add(expert)
-                return
-    raise ValueError(f"there is no room for a pinned expert on rank {rank}: every slot holds a pinned or an only copy")
+def _relieve(held: BoolArray, rank: int, pins: Collection[int], slots_per_rank: int) -> None:
+    """Take one expert off a rank that holds too many: a redundant copy, else an only one that finds room elsewhere."""
+    movable = [expert for expert in np.flatnonzero(held[rank]).tolist() if expert not in pins]
+    redundant = [expert for expert in movable if np.count_nonzero(held[:, expert]) > 1]
+    other = None if redundant or not movable else _roomy_rank(held, pins, slots_per_rank)
+    if not redundant and other is None:
+        raise ValueError(f"there is no room for a pinned expert on rank {rank}: every slot holds a pinned or only copy")
+    held[rank, (redundant or movable)[0]] = False
+    if other is not None:
+        held[other, movable[0]] = True
+
+
+def _roomy_rank(held: BoolArray, pins: Collection[int], slots_per_rank: int) -> int | None:
+    """The emptiest rank with a free slot, or else one that drops a redundant copy; None if there is no such rank."""
+    sizes, copies = np.count_nonzero(held, axis=1), np.count_nonzero(held, axis=0)
+    if sizes.min() < slots_per_rank:
+        return int(sizes.argmin())
+    for rank, expert in np.argwhere(held & (copies > 1)).tolist():
+        if expert not in pins and sizes[rank] == slots_per_rank:
+            held[rank, expert] = False
+            return int(rank)
+    return None

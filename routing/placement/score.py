@@ -48,20 +48,29 @@ def balancedness(pairs: FloatArray) -> FloatArray:
     return np.where(busiest > 0.0, pairs.mean(axis=1) / np.where(busiest > 0.0, busiest, 1.0), 1.0)
 
 
-def least_seconds(load: FloatArray, cost: TierCost, ep_size: int, max_copies: int) -> FloatArray:
-    """float64 [L]: no map with so many redundant copies in a layer makes it faster. Ranks can at best share the work
-    that there is without copies, and the costliest expert can at best be split over all copies."""
+def least_seconds(
+    load: FloatArray, cost: TierCost, ep_size: int, max_copies: int, slots_per_rank: int | None = None
+) -> FloatArray:
+    """float64 [L]: no map with so many redundant copies in a layer makes it faster.
+
+    Ranks can at best share the work that there is without copies; and some rank has a copy of the costliest expert,
+    which can at best be split over all copies, and besides it what fits on no other rank's slots. slots_per_rank: None
+    for as many as one likes.
+    """
     spread = min(ep_size, 1 + max_copies)
     mean = copy_seconds(load, cost).sum(axis=1) / ep_size
-    hottest = copy_seconds(load / spread, cost).max(axis=1)
-    bound: FloatArray = np.maximum(mean, hottest)
+    ordered = np.sort(copy_seconds(load, cost), axis=1)  # copies cost in the order of loads
+    num_own = 0 if slots_per_rank is None else max(load.shape[1] - (ep_size - 1) * slots_per_rank, 0)
+    alone = ordered[:, -1] + ordered[:, : max(num_own - 1, 0)].sum(axis=1)
+    split = copy_seconds(load.max(axis=1) / spread, cost) + ordered[:, :-1][:, :num_own].sum(axis=1)
+    bound: FloatArray = np.maximum(mean, np.minimum(alone, split) if spread > 1 else alone)
     return bound
 
 
-def most_balanced(load: FloatArray, ep_size: int, max_copies: int) -> FloatArray:
+def most_balanced(load: FloatArray, ep_size: int, max_copies: int, slots_per_rank: int | None = None) -> FloatArray:
     """float64 [L]: no map with so many redundant copies in a layer is better balanced."""
     mean = load.sum(axis=1) / ep_size
-    busiest = least_seconds(load, TierCost(0.0, 1.0), ep_size, max_copies)
+    busiest = least_seconds(load, TierCost(0.0, 1.0), ep_size, max_copies, slots_per_rank)
     return np.where(busiest > 0.0, mean / np.where(busiest > 0.0, busiest, 1.0), 1.0)
 
 

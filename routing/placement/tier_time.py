@@ -1,81 +1,49 @@
 """Our policy: the least predicted time of the expert tier that few moves from the present map can reach. Pure.
 
-Each layer is searched from where its experts are; the change that gains most for each expert loaded comes first, over
-all layers, until nothing is worth a move or the moves are used up. What is left of slots and moves makes experts
-available twice: hottest first, on another host, and never at the cost of balance.
+All layers are searched from where their experts are. If that takes more moves than allowed, those are made that gain
+most for each expert loaded. What is left of slots and moves makes experts available twice.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
+import numpy as np
 
 from routing.experts import ExpertMap
 from routing.placement.contract import PlacementProblem
-from routing.placement.holders import holders_of, map_of
-from routing.placement.layer_search import Change, LayerProblem, LayerSearch
-from routing.placement.pinning import pinned_holders
+from routing.placement.holders import held_of, map_of_held
+from routing.placement.pinning import pinned
+from routing.placement.tier_budget import chosen_slots
+from routing.placement.tier_search import search
+from routing.placement.tier_spares import with_spares
+from routing.placement.tier_state import TierState, held_in
 
 
 class TierTimePolicy:
-    """See `contract.PlacementPolicy`. Respects everything in the problem."""
+    """See `contract.PlacementPolicy`. Respects everything in the problem; pins come before max_moves."""
 
     def plan(self, problem: PlacementProblem) -> ExpertMap:
         """Raises ValueError when there is no room for the pins."""
-        expert_map = problem.expert_map
-        searches = [_search(problem, idx) for idx in range(expert_map.num_moe_layers)]
-        num_left = float("inf") if problem.max_moves is None else float(problem.max_moves)
-        num_left = _spend(searches, LayerSearch.best_change, num_left)
-        _spend(searches, LayerSearch.spare_change, num_left)
-        return map_of([search.holders for search in searches], expert_map)
+        max_redundant = _max_redundant(problem)
+        state = TierState(problem, pinned(held_of(problem.expert_map), problem))
+        _drop_surplus(state, max_redundant)
+        held = held_in(chosen_slots(search(state, max_redundant), problem.max_moves), state.nobody)
+        state = TierState(problem, held)
+        num_left = None if problem.max_moves is None else problem.max_moves - int(state.num_added.sum())
+        return map_of_held(with_spares(state, max_redundant, num_left), problem.expert_map)
 
 
-def _spend(searches: list[LayerSearch], best: Callable[[LayerSearch], Change | None], num_left: float) -> float:
-    """Apply what is worth most, layer by layer, while moves are left. Returns how many are."""
-    queue: list[tuple[float, int, Change]] = []
-
-    def offer(layer: int) -> None:
-        change = best(searches[layer])
-        if change is not None:
-            heapq.heappush(queue, (-change.worth, layer, change))
-
-    for layer in range(len(searches)):
-        offer(layer)
-    while queue:
-        _, layer, change = heapq.heappop(queue)
-        if change.num_moves <= num_left:
-            searches[layer].apply(change)
-            num_left -= change.num_moves
-            offer(layer)
-    return num_left
+def _max_redundant(problem: PlacementProblem) -> int:
+    num_slots = problem.expert_map.num_physical_experts - problem.expert_map.num_logical_experts
+    return num_slots if problem.max_copies_per_layer is None else min(num_slots, problem.max_copies_per_layer)
 
 
-def _search(problem: PlacementProblem, moe_layer_idx: int) -> LayerSearch:
-    expert_map = problem.expert_map
-    num_slots = expert_map.num_physical_experts - expert_map.num_logical_experts
-    max_copies = num_slots if problem.max_copies_per_layer is None else min(num_slots, problem.max_copies_per_layer)
-    pins = problem.pins_of(moe_layer_idx)
-    layer = LayerProblem(
-        load=problem.load[moe_layer_idx].tolist(),
-        per_expert_s=problem.cost.per_expert_s,
-        per_pair_s=problem.cost.per_pair_s,
-        slots_per_rank=expert_map.slots_per_rank,
-        max_copies=max_copies,
-        pinned=frozenset(pins),
-        host_of_rank=problem.host_of_rank or tuple(range(expert_map.ep_size)),
-    )
-    holders = pinned_holders(holders_of(expert_map, moe_layer_idx), pins, expert_map.slots_per_rank)
-    search = LayerSearch(layer, holders)
-    while search.num_copies > max_copies and (change := _surplus(search)) is not None:
-        search.apply(change)
-    return search
-
-
-def _surplus(search: LayerSearch) -> Change | None:
-    """The lightest redundant copy, to be dropped."""
-    copies = [
-        (search.weight[expert], expert, ranks[-1])
-        for expert, ranks in enumerate(search.ranks_of)
-        if len(ranks) > 1 and expert not in search.problem.pinned
-    ]
-    return Change(0.0, (), (min(copies)[1:],)) if copies else None
+def _drop_surplus(state: TierState, max_redundant: int) -> None:
+    """The redundant copies that take least, until no layer has too many; of equals those on the highest rank."""
+    layers = np.arange(len(state.seconds))
+    while len(layers := layers[state.num_redundant[layers] > max_redundant]):
+        column, slots = layers[:, None], state.slots[layers].reshape(len(layers), -1)
+        can_go = state.is_free[column, slots] & (state.copies[column, slots] > 1)
+        price = np.where(can_go, state.seconds_of_copy[column, slots], np.inf)
+        place = price.shape[1] - 1 - price[:, ::-1].argmin(axis=1)
+        layers, place = layers[can_go.any(axis=1)], place[can_go.any(axis=1)]
+        state.take(layers, *np.divmod(place, state.slots.shape[2]))
