@@ -1,4 +1,7 @@
-"""The operator's hand on a running cluster: the admin route, the command line, and requests that do not notice."""
+"""The operator's hand on a running cluster: the admin route, the command line, and requests that do not notice.
+
+Runs before `test_cluster.py`, whose last test ends the cluster that both share.
+"""
 
 from __future__ import annotations
 
