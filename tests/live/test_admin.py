@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 from tests.live.cluster_process import ROOT, ClusterProcess
 
@@ -28,6 +29,25 @@ def experts(cluster: ClusterProcess, *arguments: str) -> str:
 def status(cluster: ClusterProcess) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(experts(cluster, "--json"))
     return fields
+
+
+def wait_admin(cluster: ClusterProcess) -> None:
+    """Until the admin port answers: it is closed while the coordinator restarts, and /ready does not ask it."""
+    pause = threading.Event()
+    for _ in range(160):
+        try:
+            if httpx.get(f"{cluster.admin_url}/health", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.HTTPError:
+            pass
+        pause.wait(0.5)
+    raise AssertionError("the admin port does not answer")
+
+
+@pytest.fixture(autouse=True)
+def admin(cluster: ClusterProcess) -> None:
+    """Whatever the test before has killed is back."""
+    wait_admin(cluster)
 
 
 def ask(client: openai.OpenAI, max_tokens: int) -> str:
@@ -72,7 +92,11 @@ def test_the_table_and_the_orders(cluster: ClusterProcess, client: openai.OpenAI
     assert "balanced" in experts(cluster)
     assert "pinned" in experts(cluster, "pin", str(layer_id), "3")
     assert "paused" in experts(cluster, "pause")
-    cluster.kill_replica("Coordinator")
+    killed = cluster.kill_replica("Coordinator")
+    pause = threading.Event()
+    while killed in cluster.replica_pids("Coordinator"):
+        pause.wait(0.1)  # bounded by the test's time-out; SIGKILL cannot be refused
+    wait_admin(cluster)
     cluster.wait_ready()
     fields = wait_for(cluster, "balancer", lambda balancer: balancer["is_paused"])
     assert [(each["layer_id"], each["logical_id"]) for each in fields["pinned"]] == [(layer_id, 3)]
