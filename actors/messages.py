@@ -65,7 +65,8 @@ class SamplingSpec:
 class GenerateRequest:
     """One sequence to generate. `request_id` is made by the gateway, never taken from a client.
 
-    priority: lower runs first. deadline_s: seconds from arrival after which the engine aborts it.
+    priority: lower runs first. deadline_s: seconds from arrival after which the engine aborts it. traceparent,
+    tracestate: the span that it belongs to, as W3C Trace Context has them; empty without a trace.
     """
 
     request_id: str
@@ -73,6 +74,8 @@ class GenerateRequest:
     sampling: SamplingSpec
     priority: int = 0
     deadline_s: float = 600.0
+    traceparent: str = ""
+    tracestate: str = ""
 
 
 @dataclass(frozen=True)

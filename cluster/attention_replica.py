@@ -11,10 +11,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import NamedTuple, Protocol
 
+from actors.attention.counts import AttentionCounts, StepRecord
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
 from cluster.errors import CoordinatorUnavailable
 from cluster.membership import AttentionReport, CoordinatorPort
+from cluster.metrics.attention import AttentionMetrics
 from cluster.replica import (
     Identity,
     ReplicaSettings,
@@ -27,6 +29,8 @@ from cluster.replica import (
 )
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
+from ops.telemetry.meter import Meter, SilentMeter
+from ops.telemetry.spec import Owner
 from routing.experts import ExpertMap
 from routing.load.sample import LoadSample
 from routing.transport.endpoint import Endpoint
@@ -38,10 +42,13 @@ class AttentionRank(Protocol):
     """What a replica needs of `actors.attention.actor.AttentionActor`."""
 
     def start(self) -> None: ...
-    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None: ...
+    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap, pairs_per_touch: int) -> None: ...
     @property
     def adopted_epoch(self) -> int: ...
-    def take_step_seconds(self) -> tuple[float, ...]: ...
+    def take_steps(self) -> tuple[StepRecord, ...]: ...
+    def take_recoveries(self) -> tuple[float, ...]: ...
+    def take_queue_seconds(self) -> tuple[float, ...]: ...
+    def counts(self) -> AttentionCounts: ...
     def take_sample(self) -> LoadSample | None: ...
     def is_ready(self) -> bool: ...
     def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]: ...
@@ -68,8 +75,9 @@ class AttentionReplica:
         build: Callable[[ExpertMap, str], BuiltAttention],
         settings: ReplicaSettings,
         watch: WatchSettings,
+        meter: Meter | None = None,
     ) -> None:
-        """build: (expert_map, transport) -> a loaded actor; slow, runs on a thread."""
+        """build: (expert_map, transport) -> a loaded actor; slow, runs on a thread. meter: None records nothing."""
         self._identity = identity
         self._coordinator = coordinator
         self._build = build
@@ -77,6 +85,8 @@ class AttentionReplica:
         self._watcher = Watcher(
             coordinator, self._follow, member_id=identity.member_id, register=self._register, settings=watch
         )
+        self._meter = meter or SilentMeter(Owner.ATTENTION)
+        self._metrics: AttentionMetrics | None = None
         self._built: BuiltAttention | None = None
         self._is_draining = False
         self._announcing: asyncio.Task[None] | None = None
@@ -90,6 +100,7 @@ class AttentionReplica:
         assert view.transport is not None, "wait_for returned a view that does not meet its condition"
         built = await asyncio.to_thread(self._build, view.expert_map, view.transport)
         built.actor.start()
+        self._metrics = AttentionMetrics(self._meter, view.transport)
         self._built = built
         self._follow(self._watcher.view or view)
         await persist(self._register, self._settings.join_timeout_s)
@@ -110,6 +121,12 @@ class AttentionReplica:
     def load_report(self) -> LoadReport:
         assert self._built is not None, "load_report before open"
         return self._built.actor.load_report()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests should go to another actor: this one closes, or the view says that it is about to go."""
+        view = self._watcher.view
+        return self._is_draining or (view is not None and self._identity.member_id in view.doomed)
 
     def check_health(self) -> None:
         """Raises if the engine is stuck or dead, or if the process no longer follows the cluster or reports to it."""
@@ -158,12 +175,16 @@ class AttentionReplica:
             logger.info("the coordinator did not hear that ready is %s", is_ready)
 
     def _member_report(self) -> AttentionReport | None:
-        if self._built is None:
+        if self._built is None or self._metrics is None:
             return None
         actor = self._built.actor
-        sample = actor.take_sample()
+        sample, steps = actor.take_sample(), actor.take_steps()
+        self._metrics.record(actor.counts(), steps, actor.take_recoveries(), actor.take_queue_seconds())
         return AttentionReport(
-            actor.adopted_epoch, actor.take_step_seconds(), None if sample is None else sample.to_dict()
+            actor.adopted_epoch,
+            tuple(step.seconds for step in steps),
+            None if sample is None else sample.to_dict(),
+            place=self._identity.place,
         )
 
     def _is_ready(self, actor: AttentionRank) -> bool:
@@ -171,7 +192,7 @@ class AttentionReplica:
 
     def _follow(self, view: ClusterView) -> None:
         if self._built is not None:
-            self._built.actor.reconcile(view.shard_endpoints(), view.expert_map)
+            self._built.actor.reconcile(view.shard_endpoints(), view.expert_map, view.pairs_per_touch)
 
 
 def failed_event(request_id: str, error: ActorError) -> TokenEvent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,13 +16,18 @@ import numpy as np
 
 from cluster.balancing import BalancingConfig
 from cluster.errors import InvalidOrder
-from cluster.experts_status import BalancerStatus, ExpertStatus, ExpertTierStatus, Proposal
+from cluster.evacuation import Evacuation
+from cluster.experts_status import BalancerStatus, ExpertStatus, ExpertTierStatus, Outcome, Proposal
 from cluster.load_picture import LoadPicture
 from cluster.membership import AttentionReport, ExpertReport, MemberReport
+from cluster.notices import Notice, Tell, tell_nobody
 from cluster.rebalancer import Rebalance, Rebalancer, Reports, phase_of
+from cluster.surroundings import Surroundings
 from cluster.tier_status import expert_status, tier_status
 from cluster.view import ClusterView, with_orders
 from routing.experts import ExpertMap
+from routing.load.sample import LoadSample
+from routing.load.sums import FloatArray
 from routing.placement.contract import Pin, PlacementProblem, check_pins, placement_policy
 from routing.placement.decide import Decision, DecisionSettings, Pace, decide
 from routing.placement.diff import Migration, migration
@@ -50,15 +56,21 @@ class Balancer:
         *,
         layer_ids: tuple[int, ...] | None = None,
         wall_clock: Callable[[], float] = time.time,
+        tell: Tell = tell_nobody,
     ) -> None:
-        """layer_ids: the model's number of each MoE layer; None counts MoE layers from 0."""
+        """layer_ids: the model's number of each MoE layer; None counts MoE layers from 0. tell: who hears what was done
+        and why; the coordinator tells them too."""
         self._config = config
         self.layer_ids = layer_ids or tuple(range(expert_map.num_moe_layers))
         self._picture = LoadPicture(config, expert_map)
         self._rebalancer = Rebalancer(config.stage_timeout_s, wall_clock)
+        self._evacuation = Evacuation()
+        self.tell = tell
+        self._was_drifting = False
         self._considered_at: float | None = None
         self._finished_at: float | None = None
         self._last_decision = "nothing has been decided yet"
+        self.decisions = Counter[str]()  # maps considered since birth, by what came of it
         self._no_load = np.zeros((expert_map.num_moe_layers, expert_map.num_logical_experts))
 
     def note(self, report: MemberReport, ep_rank: int | None, now: float) -> None:
@@ -71,19 +83,26 @@ class Balancer:
     def advance(self, view: ClusterView, reports: Reports, now: float) -> ClusterView:
         """The view after everything that can be done now. reports: the latest of each living member."""
         was_busy = self._rebalancer.is_busy
-        view = self._rebalancer.advance(view, reports, now)
+        view = self._rebalancer.advance(self._evacuation.look(view, reports), reports, now)
         if was_busy and not self._rebalancer.is_busy:
-            self._finished_at = now
-            self._picture.rebase(now)
+            self._finished(now)
         self._note_measured(now)
-        if self._is_due(view, now):
+        self._note_drift()
+        if self._may_evacuate(view, now):
+            view = self._evacuate(view, reports, now)
+        elif self._is_due(view, now):
             self._considered_at = now
             plan = self._plan(view, now, is_ordered=False)
             self._last_decision = plan.decision.reason
+            self.decisions["rebalance" if plan.decision.should_rebalance else "keep"] += 1
             if plan.decision.should_rebalance:
                 self._begin(plan, "drift" if self._picture.drift.is_drifting else "load", now)
                 view = self._rebalancer.advance(view, reports, now)
         return view
+
+    def note_surroundings(self, surroundings: Surroundings) -> None:
+        """What is known now of the places where members run. The next `advance` acts on it."""
+        self._evacuation.note(surroundings)
 
     def propose(self, view: ClusterView, now: float, *, is_dry_run: bool, trigger: str = "manual") -> Proposal:
         """A rebalance by the operator's hand, which begins with the next `advance` unless it is a dry run. Raises
@@ -93,6 +112,8 @@ class Balancer:
             plan = self._plan(view, now, is_ordered=True)
         except ValueError as error:
             raise InvalidOrder(f"There is no such placement: {error}.") from error
+        if not is_dry_run:
+            self.decisions["rebalance" if plan.decision.should_rebalance else "keep"] += 1
         if plan.decision.should_rebalance and not is_dry_run:
             self._last_decision = plan.decision.reason
             self._begin(plan, trigger, now)
@@ -134,6 +155,14 @@ class Balancer:
         """What an operator is shown."""
         return tier_status(view, self._picture, self.layer_ids, self.balancer_status(view, reports, now), now)
 
+    def load(self, now: float) -> FloatArray:
+        """float64 [L, E]: expected pairs of each logical expert in a step."""
+        return self._picture.load(now)
+
+    def load_sample(self, now: float) -> LoadSample:
+        """What the load window holds."""
+        return self._picture.window(now)
+
     def balancer_status(self, view: ClusterView, reports: Reports, now: float) -> BalancerStatus:
         """What the balancer does."""
         stage, num_stages = self._rebalancer.stage()
@@ -158,6 +187,35 @@ class Balancer:
         is_soon = self._considered_at is not None and now - self._considered_at < min(interval_s, CONSIDER_S)
         return not is_soon and self._picture.has_enough(now)
 
+    def _may_evacuate(self, view: ClusterView, now: float) -> bool:
+        """Safety does not wait for an operator (manual), but for one who has said that nothing is to move."""
+        is_allowed = self._config.mode != "off" and not view.orders.is_paused
+        return is_allowed and self._evacuation.is_due(view, now)
+
+    def _evacuate(self, view: ClusterView, reports: Reports, now: float) -> ClusterView:
+        """Away from ranks that are about to go, or back to those that stay after all."""
+        if self._rebalancer.is_busy:
+            self._rebalancer.end_early()
+            self._evacuation.cut()
+            return view
+        problem = self._problem(view, now)
+        try:
+            target = self._evacuation.target(problem)
+            steps = migration(view.expert_map, target)
+        except ValueError as error:
+            logger.warning("experts cannot be brought to safety: %s", error)
+            self._evacuation.answer()
+            return view
+        reason = self._evacuation.sentence(target, steps.num_moves)
+        self._last_decision = reason
+        if not steps.stages:
+            self._evacuation.answer()
+            return view
+        decision = self._decide(problem, target, steps, now, is_ordered=True)
+        self._evacuation.begin(view.expert_map)
+        self._begin(Plan(replace(decision, reason=reason), steps), self._evacuation.trigger, now)
+        return self._rebalancer.advance(view, reports, now)
+
     def _check_can_begin(self, view: ClusterView, now: float) -> None:
         if self._config.mode == "off":
             raise InvalidOrder("The balancer is off: set balancing.mode to manual or auto.")
@@ -170,18 +228,26 @@ class Balancer:
 
     def _plan(self, view: ClusterView, now: float, *, is_ordered: bool) -> Plan:
         """Raises ValueError for pins that nothing can satisfy."""
-        config, expert_map = self._config, view.expert_map
-        problem = PlacementProblem(
-            expert_map=expert_map,
+        problem = self._problem(view, now)
+        candidate = self._evacuation.avoided(placement_policy(self._config.policy).plan(problem), problem)
+        steps = migration(view.expert_map, candidate)
+        return Plan(self._decide(problem, candidate, steps, now, is_ordered=is_ordered), steps)
+
+    def _problem(self, view: ClusterView, now: float) -> PlacementProblem:
+        return PlacementProblem(
+            expert_map=view.expert_map,
             load=self._picture.load(now),
             cost=self._picture.cost(),
-            max_moves=config.max_moves,
-            max_copies_per_layer=config.max_copies_per_layer,
+            max_moves=self._config.max_moves,
+            max_copies_per_layer=self._config.max_copies_per_layer,
             pins=view.orders.pins,
+            host_of_rank=self._evacuation.host_of_rank(view),
         )
-        candidate = placement_policy(config.policy).plan(problem)
-        steps = migration(expert_map, candidate)
-        drifting = self._picture.drift.is_drifting
+
+    def _decide(
+        self, problem: PlacementProblem, candidate: ExpertMap, steps: Migration, now: float, *, is_ordered: bool
+    ) -> Decision:
+        config, drifting = self._config, self._picture.drift.is_drifting
         settings = DecisionSettings(
             horizon_s=config.horizon_s,
             min_gain=config.min_gain,
@@ -192,11 +258,12 @@ class Balancer:
         pace = Pace(self._picture.steps_per_s(now), since_last_s, is_ordered)
         # Stages that only drop copies count as a change too.
         num_moves = max(steps.num_moves, min(1, len(steps.stages)))
-        return Plan(decide(problem, candidate, num_moves, settings, pace), steps)
+        return decide(problem, candidate, num_moves, settings, pace)
 
     def _begin(self, plan: Plan, trigger: str, now: float) -> None:
         decision = plan.decision
         logger.info("a rebalance begins (%s): %s", trigger, decision.reason)
+        self.tell(Notice("rebalance", f"a rebalance begins ({trigger}): {decision.reason}"))
         self._rebalancer.begin(
             Rebalance(
                 stages=tuple(stage.expert_map for stage in plan.migration.stages),
@@ -205,9 +272,28 @@ class Balancer:
                 gain=decision.gain,
                 balancedness_before=float(balancedness(self._picture.rank_pairs(now)).mean()),
                 balancedness_planned=decision.balancedness_after,
+                pairs_per_touch=self._picture.cost().pairs_per_touch,
             ),
             now,
         )
+
+    def _finished(self, now: float) -> None:
+        self._finished_at = now
+        self._picture.rebase(now)
+        record = self._rebalancer.history[-1]
+        self._evacuation.ended(record.outcome, now)
+        if record.outcome is Outcome.DONE:
+            text = f"a rebalance ({record.trigger}) is done: {record.num_moves} moves in {record.seconds:.1f} s"
+            self.tell(Notice("rebalance", text))
+        else:
+            text = f"a rebalance ({record.trigger}) was abandoned: {record.reason}"
+            self.tell(Notice("rebalance_abandoned", text, is_warning=True))
+
+    def _note_drift(self) -> None:
+        drift = self._picture.drift
+        if drift.is_drifting and not self._was_drifting:
+            self.tell(Notice("drift", f"the router drifts: {'; '.join(drift.reasons)}", is_warning=True))
+        self._was_drifting = drift.is_drifting
 
     def _note_measured(self, now: float) -> None:
         """Two half-lives after a rebalance three quarters of the window are younger than it."""

@@ -1,5 +1,5 @@
-"""The command line: `step35 serve` runs a cluster until a signal, `step35 check` looks at a checkpoint, and
-`step35 experts` watches and steers a running cluster's expert tier.
+"""The command line: `step35 serve` runs a cluster until a signal, `step35 check` looks at a checkpoint, `step35 top`
+watches a running cluster, and `step35 experts` steers its expert tier.
 
 Flags name a configuration file or a role's size, never a setting: settings live in `cluster.config`.
 """
@@ -23,6 +23,8 @@ from actors.errors import CheckpointError
 from actors.weights.check import CheckpointSummary, check_checkpoint
 from cluster.admin.commands import app as experts
 from cluster.admin.token import check_token, ensure_token
+from cluster.admin.top import HELP as TOP_HELP
+from cluster.admin.top import top
 from cluster.api.served_model import load_served_model
 from cluster.config import ClusterConfig, load_config
 from cluster.errors import AdminUnreachable, ConfigurationError, OrderRefused, PortUnavailable, StartFailed
@@ -61,6 +63,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(cls=_Group, help=HELP, epilog=EPILOG, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(experts, name="experts")
+app.command(help=TOP_HELP)(top)
 
 
 @app.command()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +26,7 @@ from actors.expert.config import ExpertConfig
 from cluster.api.settings import ApiSettings
 from cluster.balancing import BalancingConfig
 from cluster.errors import ConfigurationError
+from cluster.kube.settings import KubernetesConfig
 from cluster.sections import (
     EVERY_ADDRESS,
     SHARED_ENGINE_FIELDS,
@@ -37,10 +39,23 @@ from cluster.sections import (
     RayConfig,
     Section,
 )
+from cluster.telemetry import TelemetryConfig
 
 PACKAGE = "step35-cluster"
 ENV_PREFIX = "STEP35__"
 ENV_DELIMITER = "__"
+POD_ENV_PREFIX = "STEP35_POD_"  # not a field of anything: each process has its own
+
+
+@dataclass(frozen=True)
+class PodEnvironment:
+    """What the chart tells each process of its pod; empty outside of Kubernetes."""
+
+    pod: str = ""
+    node: str = ""
+    namespace: str = ""
+    ray_cluster: str = ""
+    ray_service: str = ""
 
 
 class ClusterConfig(Section):
@@ -65,6 +80,8 @@ class ClusterConfig(Section):
     admin: AdminConfig = Field(default_factory=AdminConfig)
     control: ControlConfig = Field(default_factory=ControlConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+    kubernetes: KubernetesConfig = Field(default_factory=KubernetesConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of our own loggers")
 
     @model_validator(mode="after")
@@ -122,6 +139,26 @@ class ClusterConfig(Section):
     def balancer(self) -> BalancingConfig:
         """The balancing config; off where there is no slot to move through."""
         return self.balancing if self.experts.num_redundant_slots else self.balancing.model_copy(update={"mode": "off"})
+
+    @model_validator(mode="after")
+    def _check_autoscaling(self) -> Self:
+        scaling, gateway = self.attention.autoscaling, self.gateway
+        if scaling is None:
+            return self
+        if self.control.drain_timeout_s < gateway.limits.request_timeout_s:
+            raise ValueError(
+                f"control.drain_timeout_s {self.control.drain_timeout_s} must be at least gateway.limits."
+                f"request_timeout_s {gateway.limits.request_timeout_s}: attention.autoscaling takes actors away, whose "
+                "streams must end first"
+            )
+        num_open = gateway.num_replicas * gateway.limits.max_concurrent_requests
+        if num_open < scaling.max_replicas * scaling.target_sequences:
+            raise ValueError(
+                f"gateway.limits.max_concurrent_requests of {gateway.num_replicas} gateways lets in {num_open}; "
+                f"attention.autoscaling needs max_replicas {scaling.max_replicas} x target_sequences "
+                f"{scaling.target_sequences:g}, or gateways shed however many actors there are"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_capacity(self) -> Self:
@@ -212,6 +249,13 @@ def _wrong_configuration(file: Path | None, problems: list[str]) -> Configuratio
     source = str(file) if file is not None else "defaults"
     listed = "\n".join(f"  - {problem}" for problem in problems)
     return ConfigurationError(f"configuration ({source}): {len(problems)} problem(s)\n{listed}")
+
+
+def pod_environment(environ: Mapping[str, str] | None = None) -> PodEnvironment:
+    """Where this process runs."""
+    given = os.environ if environ is None else environ
+    names = ("name", "node", "namespace", "ray_cluster", "ray_service")
+    return PodEnvironment(*(given.get(POD_ENV_PREFIX + name.upper(), "") for name in names))
 
 
 def export_environment(variables: Mapping[str, str], environ: MutableMapping[str, str] | None = None) -> None:
@@ -309,7 +353,8 @@ def _explain(details: Mapping[str, Any]) -> str:
 def _hint(path: tuple[str, ...]) -> str:
     model: Any = ClusterConfig
     for name in path[:-1]:
-        model = model.model_fields[name].annotation
+        section = model.model_fields[name].annotation
+        model = get_args(section)[0] if get_args(section) else section  # a section that may be left out
     known = list(model.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

@@ -13,11 +13,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.autoscaling import GatewayLoad
 from cluster.balancer import Balancer
 from cluster.balancing import BalancingConfig
 from cluster.experts_status import BalancerStatus, ExpertStatus, ExpertTierStatus, Proposal
+from cluster.gateway_load import GatewayPicture
 from cluster.leases import LeaseTable
-from cluster.membership import ClusterStatus, MemberReport, ViewReply
+from cluster.membership import (
+    AttentionReport,
+    ClusterStatus,
+    GatewayReport,
+    MemberReport,
+    ProcessReport,
+    ViewReply,
+)
+from cluster.metrics.coordinator import CoordinatorCounts
+from cluster.notices import Notice, changes
+from cluster.operator_picture import OperatorPicture, TierNow, map_document
+from cluster.surroundings import Surroundings
 from cluster.view import (
     AttentionMember,
     ClusterView,
@@ -30,6 +43,8 @@ from cluster.view import (
     without_member,
 )
 from cluster.watcher import WatchSettings
+from ops.telemetry.meter import SilentMeter
+from ops.telemetry.spec import Owner
 from routing.experts import ExpertMap
 from routing.transport.endpoint import Endpoint
 
@@ -73,13 +88,19 @@ class Coordinator:
         settings: CoordinatorSettings,
         *,
         balancer: Balancer | None = None,
+        picture: OperatorPicture | None = None,
         clock: Callable[[], float] = time.monotonic,
         is_gone: Callable[[str], Awaitable[bool]] = never_gone,
     ) -> None:
-        """balancer: None never begins a rebalance, but takes one to its end that a view shows."""
+        """balancer: None never begins a rebalance, but takes one to its end that a view shows. picture: None is one
+        whose metrics are recorded nowhere."""
         self._settings = settings
         self._balancer = balancer or Balancer(BalancingConfig(mode="off"), expert_map)
+        self._picture = picture or OperatorPicture("", SilentMeter(Owner.COORDINATOR))
+        self._counts = CoordinatorCounts()
+        self._tell_others, self._balancer.tell = self._balancer.tell, self._tell
         self._reports: dict[str, MemberReport] = {}
+        self._gateways = GatewayPicture()
         self._choose_transport = choose_transport
         self._clock = clock
         self._is_gone = is_gone
@@ -126,9 +147,15 @@ class Coordinator:
         if not self._leases.is_known(member_id):
             return False
         self._reports[member_id] = report
+        self._counts.reports["attention" if isinstance(report, AttentionReport) else "expert"] += 1
         self._balancer.note(report, self._leases.rank_of(member_id), self._clock())
         await self._advance()
         return True
+
+    async def note_surroundings(self, surroundings: Surroundings) -> None:
+        """What is known now of the places where members run."""
+        self._balancer.note_surroundings(surroundings)
+        await self._advance()
 
     async def leave(self, member_id: str) -> None:
         self._leases.release(member_id)
@@ -138,6 +165,9 @@ class Coordinator:
         seen = ClusterView.from_dict(view)
         # An older view than ours names members that may have left since; its map may be newer all the same.
         if seen.view_id >= self._view.view_id:
+            if not self._counts.takeovers:
+                self._counts.takeovers = 1
+                self._tell(Notice("coordinator", f"the coordinator goes on from view {seen.view_id} of an earlier one"))
             self._restore_members(seen)
         await self._adopt(raised_above(self._view, seen, self._leases.holders()))
 
@@ -151,6 +181,23 @@ class Coordinator:
             await self._wait_change(deadline - self._clock())
         is_news = self._view.view_id > after_view_id
         return ViewReply(is_known=True, view=self._view.to_dict() if is_news else None)
+
+    async def report_gateway(self, gateway_id: str, report: GatewayReport) -> None:
+        self._gateways.note(gateway_id, report, self._clock())
+
+    async def gateway_load(self) -> GatewayLoad | None:
+        return self._gateways.load(self._clock())
+
+    async def report_process(self, report: ProcessReport) -> None:
+        self._picture.note_process(report, self._clock())
+
+    async def operator_state(self) -> dict[str, Any]:
+        """Everything the console shows, as plain values."""
+        return self._picture.state(self._tier_now(), self._clock())
+
+    async def map_document(self) -> dict[str, Any]:
+        """Which expert is in which slot, as plain values."""
+        return map_document(self._view)
 
     async def status(self) -> ClusterStatus:
         return ClusterStatus(self._view.to_dict(), self._leases.holders(), len(self._leases.members()))
@@ -178,6 +225,8 @@ class Coordinator:
 
     async def set_paused(self, *, is_paused: bool) -> BalancerStatus:
         """Whether rebalances may begin by themselves."""
+        if is_paused != self._view.orders.is_paused:
+            self._tell(Notice("balancer", "an operator paused it" if is_paused else "an operator let it go on"))
         await self._adopt(with_orders(self._view, replace(self._view.orders, is_paused=is_paused)))
         return self._balancer.balancer_status(self._view, self._reports, self._clock())
 
@@ -187,10 +236,13 @@ class Coordinator:
             await asyncio.sleep(self._settings.check_period_s)
             await self.drop_dead_members()
             await self._advance()
+            self._picture.record(self._tier_now(), self._counts)
 
     async def drop_dead_members(self) -> None:
         """Drop those whose time to live is over, and silent ones whose process is gone."""
-        await self._forget(self._leases.expire(self._clock()))
+        expired = self._leases.expire(self._clock())
+        self._counts.leases_expired += len(expired)
+        await self._forget(expired)
         await self._drop_gone(self._leases.silent(self._clock(), self._settings.silent_after_s))
 
     async def _try_lease(self, member_id: str, host_id: str, held: int | None) -> int | None:
@@ -247,9 +299,20 @@ class Coordinator:
 
     async def _adopt(self, view: ClusterView) -> None:
         """Publish a view. Waiters wake even if it is the same one, because a lease may have become free."""
-        self._view = view
+        before, self._view = self._view, view
+        for notice in changes(before, view):
+            self._tell(notice)
         async with self._changed:
             self._changed.notify_all()
+
+    def _tell(self, notice: Notice) -> None:
+        self._picture.note(notice)
+        self._tell_others(notice)
+
+    def _tier_now(self) -> TierNow:
+        now, balancer = self._clock(), self._balancer
+        status = balancer.status(self._view, self._reports, now)
+        return TierNow(self._view, status, balancer.load(now), balancer.load_sample(now), balancer.decisions)
 
     async def _wait_change(self, timeout_s: float) -> None:
         try:

@@ -21,18 +21,31 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from actors.messages import GenerateRequest, LoadReport, TokenEvent
+from actors.messages import ErrorKind, GenerateRequest, LoadReport, TokenEvent
 from cluster.admin.app import create_admin_app
 from cluster.admin.server import AdminServer
 from cluster.attention_replica import AttentionReplica
+from cluster.attention_router import IS_DRAINING
 from cluster.balancer import Balancer
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, pod_environment
 from cluster.coordinator import Coordinator, CoordinatorSettings
 from cluster.expert_replica import ExpertReplica
+from cluster.gateway_load import known_gateway_load
 from cluster.handles import RemoteCoordinator, RemoteEngine
+from cluster.kube.observer import KubeObserver
+from cluster.membership import Place
+from cluster.operator_picture import OperatorPicture
+from cluster.process_telemetry import Process, ProcessTelemetry
 from cluster.replica import Identity, ReplicaSettings
 from cluster.resources import attention_options, coordinator_options, expert_options, gateway_options
+from cluster.scaling_policy import replica_stats
+from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
+from ops.telemetry import logs
+from ops.telemetry.exposition import ProcessLabels
+from ops.telemetry.matrix import ExpertMatrix
+from ops.telemetry.spec import Owner
+from ops.telemetry.tracing import open_tracing
 from routing.experts import linear_expert_map
 from routing.transport.choice import choose_transport
 from routing.transport.host import host_id
@@ -88,13 +101,17 @@ class CoordinatorDeployment(Coordinator):
     """The coordinator as a Serve replica."""
 
     def __init__(self, fields: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
-        config, model = _configure(fields), MapShape(**shape)
+        config, model = _configure(fields, Owner.COORDINATOR), MapShape(**shape)
         expert_map = linear_expert_map(
             model.num_moe_layers,
             model.num_logical_experts,
             config.experts.ep_size,
             num_redundant_slots=config.experts.num_redundant_slots,
         )
+        self._kube = KubeObserver(config.kubernetes, pod_environment())
+        layer_ids = tuple(model.layer_ids) or tuple(range(model.num_moe_layers))
+        matrix = ExpertMatrix(layer_ids, model.num_logical_experts)
+        self._telemetry = _telemetry(config, Owner.COORDINATOR, matrix)
         super().__init__(
             expert_map,
             partial(_choose_transport, config),
@@ -103,10 +120,15 @@ class CoordinatorDeployment(Coordinator):
                 silent_after_s=2 * config.control.poll_s,
                 recovery_grace_s=_watch_settings(config).longest_silence_s,
             ),
-            balancer=Balancer(config.balancer, expert_map, layer_ids=tuple(model.layer_ids) or None),
+            balancer=Balancer(config.balancer, expert_map, layer_ids=layer_ids, tell=self._kube.tell),
+            picture=OperatorPicture(
+                config.served_name, self._telemetry.meter, matrix=matrix, own_report=self._telemetry.report
+            ),
             is_gone=_is_gone,
         )
         self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
+        self._telemetry.start(None)
+        self._kube.start(self.note_surroundings)
         admin = config.admin
         self._admin = AdminServer(create_admin_app(self, admin.token_file, admin.host), admin.host, admin.port)
         if admin.enabled:
@@ -121,7 +143,9 @@ class CoordinatorDeployment(Coordinator):
     async def __del__(self) -> None:
         """Called once by Serve, on the replica's loop."""
         self._dropping.cancel()
+        await self._kube.close()
         await self._admin.close()
+        await self._telemetry.close()
 
 
 class ExpertDeployment:
@@ -130,14 +154,18 @@ class ExpertDeployment:
     async def __init__(  # type: ignore[misc]  # Serve awaits a constructor; loading must not hold up its loop
         self, fields: Mapping[str, Any], builder: str, coordinator: DeploymentHandle[Any]
     ) -> None:
-        config = _configure(fields)
+        config = _configure(fields, Owner.EXPERT)
+        remote = RemoteCoordinator(coordinator, config.control.call_timeout_s)
+        self._telemetry = _telemetry(config, Owner.EXPERT)
         self._replica = ExpertReplica(
             _identity(),
-            RemoteCoordinator(coordinator, config.control.call_timeout_s),
+            remote,
             partial(_load(builder), config),
             _replica_settings(config),
             _watch_settings(config),
+            self._telemetry,
         )
+        self._telemetry.start(remote)
         await _open(self._replica)
 
     async def check_health(self) -> None:
@@ -147,6 +175,7 @@ class ExpertDeployment:
     async def __del__(self) -> None:
         """Called once by Serve when the replica stops."""
         await self._replica.close()
+        await self._telemetry.close()
 
 
 class AttentionDeployment:
@@ -159,25 +188,42 @@ class AttentionDeployment:
         coordinator: DeploymentHandle[Any],
         experts: DeploymentHandle[Any],
     ) -> None:
-        config = _configure(fields)
+        config = _configure(fields, Owner.ATTENTION)
         self._experts = experts
+        self._telemetry = _telemetry(config, Owner.ATTENTION)
+        self._coordinator = RemoteCoordinator(coordinator, config.control.call_timeout_s)
+        self._num_accepted = 0
         self._replica = AttentionReplica(
             _identity(),
-            RemoteCoordinator(coordinator, config.control.call_timeout_s),
+            self._coordinator,
             partial(_load(builder), config),
             _replica_settings(config),
             _watch_settings(config),
+            self._telemetry.meter,
         )
+        self._telemetry.start(self._coordinator)
         await _open(self._replica)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """A Serve stream of the request's events; when the stream is cancelled, the sequence is aborted."""
+        self._num_accepted += 1
         async with aclosing(self._replica.generate(request)) as events:
             async for event in events:
+                if event.error is not None and event.error.kind is ErrorKind.OVERLOADED:
+                    self._num_accepted -= 1
                 yield event
 
     async def load_report(self) -> LoadReport:
         return self._replica.load_report()
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Serve every few seconds; `attention_router` reads it in the gateways."""
+        return {IS_DRAINING: self._replica.is_draining}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every few seconds if the deployment is autoscaled."""
+        gateways = await known_gateway_load(self._coordinator)
+        return replica_stats(self._replica.load_report(), self._num_accepted, gateways)
 
     async def check_health(self) -> None:
         """Called by Serve on the replica's loop; raising three times in a row replaces the replica."""
@@ -186,6 +232,7 @@ class AttentionDeployment:
     async def __del__(self) -> None:
         """Called once by Serve, after the running requests have ended or run out of time."""
         await self._replica.close()
+        await self._telemetry.close()
 
 
 @serve.ingress()
@@ -193,21 +240,25 @@ class GatewayDeployment:
     """The HTTP API as a Serve ingress replica."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._config = _configure(fields)
+        self._config = _configure(fields, Owner.GATEWAY)
+        self._telemetry = _telemetry(self._config, Owner.GATEWAY)
+        process = ProcessLabels(Owner.GATEWAY, _identity().member_id, model_name=self._config.served_name)
+        self._tracing = open_tracing(self._config.telemetry.tracing, process)
         engine = self._config.ray.app_name
         coordinator: DeploymentHandle[Any] = serve.get_deployment_handle(COORDINATOR, engine)
         remote = RemoteCoordinator(coordinator, self._config.control.call_timeout_s)
-        self._watcher = Watcher(remote, settings=_watch_settings(self._config))
+        self._watcher = Watcher(remote, self._follow, settings=_watch_settings(self._config))
         self._engine = RemoteEngine(
             serve.get_deployment_handle(ATTENTION, engine), self._watcher, self._config.control.lease_ttl_s
         )
         self._watcher.start()
+        self._telemetry.start(remote)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor."""
         from cluster.api.app import create_app
 
-        return create_app(self._config.api, self._engine)
+        return create_app(self._config.api, self._engine, meter=self._telemetry.meter, tracing=self._tracing)
 
     async def check_health(self) -> None:
         """Called by Serve on the replica's loop."""
@@ -216,6 +267,11 @@ class GatewayDeployment:
     async def __del__(self) -> None:
         """Called once by Serve when the replica stops."""
         await self._watcher.close()
+        await self._telemetry.close()
+        await asyncio.to_thread(self._tracing.close)
+
+    def _follow(self, view: ClusterView) -> None:
+        logs.THIS_PROCESS.map_epoch = view.expert_map.map_epoch
 
 
 def _deployment(cls: Callable[..., object], name: str, options: Mapping[str, Any]) -> serve.Deployment:
@@ -231,18 +287,30 @@ async def _open(replica: ExpertReplica | AttentionReplica) -> None:
         raise
 
 
-def _configure(fields: Mapping[str, Any]) -> ClusterConfig:
+def _configure(fields: Mapping[str, Any], role: Owner | None = None) -> ClusterConfig:
     """The configuration a replica was deployed with, and logging as it says. Replicas write to Ray's worker log."""
     config = ClusterConfig.model_validate(fields)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for package in ("cluster", "actors", "routing"):
+    if config.telemetry.logs.format == "json":
+        logs.THIS_PROCESS.member, logs.THIS_PROCESS.role = _identity().member_id, role or ""
+        logs.write_json()
+    else:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in ("cluster", "actors", "routing", "ops"):
         logging.getLogger(package).setLevel(config.log_level.upper())
     return config
 
 
+def _telemetry(config: ClusterConfig, role: Owner, matrix: ExpertMatrix | None = None) -> ProcessTelemetry:
+    """matrix: served to scrapes if the configuration says so."""
+    identity, metrics = _identity(), config.telemetry.metrics
+    process = Process(role, identity.member_id, identity.host_id, config.served_name)
+    return ProcessTelemetry(process, metrics, matrix if metrics.expert_matrix else None)
+
+
 def _identity() -> Identity:
     """The Ray actor's name is unique for the life of its process, and lets the coordinator look for it."""
-    return Identity(member_id=str(ray.get_runtime_context().get_actor_name()), host_id=host_id())
+    pod = pod_environment()
+    return Identity(str(ray.get_runtime_context().get_actor_name()), host_id(), Place(pod.pod, pod.node))
 
 
 async def _is_gone(member_id: str) -> bool:

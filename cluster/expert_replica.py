@@ -10,9 +10,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from actors.expert.shard import Refusal
 from actors.expert.slot_progress import SlotProgress
 from cluster.errors import MembershipLost
 from cluster.membership import CoordinatorPort, ExpertReport
+from cluster.metrics.expert import ExpertMetrics
+from cluster.process_telemetry import ProcessTelemetry
 from cluster.replica import (
     Identity,
     ReplicaSettings,
@@ -25,6 +28,8 @@ from cluster.replica import (
 )
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
+from ops.telemetry.meter import SilentMeter
+from ops.telemetry.spec import Owner
 from routing.experts import ExpertMap
 from routing.load.expert_sample import ExpertSample
 from routing.transport.endpoint import Endpoint
@@ -39,7 +44,10 @@ class ExpertRank(Protocol):
     def reconcile(self, attention: Sequence[Endpoint], shards: Mapping[int, Endpoint]) -> None: ...
     def follow_maps(self, maps: Sequence[ExpertMap], next_map: ExpertMap | None) -> None: ...
     def slot_progress(self) -> SlotProgress: ...
+    @property
+    def layer_ids(self) -> tuple[int, ...]: ...
     def take_sample(self) -> ExpertSample | None: ...
+    def refusals(self) -> Mapping[Refusal, int]: ...
     def check_health(self) -> None: ...
     def close(self) -> None: ...
 
@@ -61,8 +69,10 @@ class ExpertReplica:
         build: Callable[[int, ExpertMap, str], BuiltExpert],
         settings: ReplicaSettings,
         watch: WatchSettings,
+        telemetry: ProcessTelemetry | None = None,
     ) -> None:
-        """build: (ep_rank, expert_map, transport) -> a loaded actor; slow, runs on a thread."""
+        """build: (ep_rank, expert_map, transport) -> a loaded actor; slow, runs on a thread. telemetry: of this
+        process; None records nothing."""
         self._identity = identity
         self._coordinator = coordinator
         self._build = build
@@ -70,6 +80,8 @@ class ExpertReplica:
         self._watcher = Watcher(
             coordinator, self._follow, member_id=identity.member_id, register=self._register, settings=watch
         )
+        self._telemetry = telemetry
+        self._metrics: ExpertMetrics | None = None
         self._built: BuiltExpert | None = None
         self._ep_rank = -1
         self._reporting: asyncio.Task[None] | None = None
@@ -77,11 +89,15 @@ class ExpertReplica:
     async def open(self) -> None:
         """Lease a rank, load it, serve it. Raises TimeoutError, MembershipLost, or what loading raises."""
         self._ep_rank = await self._lease()
+        if self._telemetry is not None:
+            self._telemetry.lease(self._ep_rank)
         self._watcher.start()
         view = await self._watcher.wait_for(has_transport, self._settings.join_timeout_s)
         assert view.transport is not None, "wait_for returned a view that does not meet its condition"
         built = await asyncio.to_thread(self._build, self._ep_rank, view.expert_map, view.transport)
         built.actor.start()
+        meter = SilentMeter(Owner.EXPERT) if self._telemetry is None else self._telemetry.meter
+        self._metrics = ExpertMetrics(meter, built.actor.layer_ids)
         self._built = built
         self._follow(self._watcher.view or view)
         await self._publish(built)
@@ -140,10 +156,11 @@ class ExpertReplica:
             self._built.actor.reconcile(view.attention_endpoints(), view.shard_endpoints())
 
     def _report(self) -> ExpertReport | None:
-        if self._built is None:
+        if self._built is None or self._metrics is None:
             return None
         actor = self._built.actor
         progress, sample = actor.slot_progress(), actor.take_sample()
+        self._metrics.record(sample, actor.refusals())
         return ExpertReport(
             served_epochs=progress.served_epochs,
             checksums=tuple((layer, logical, crc) for (layer, logical), crc in progress.checksums.items()),
@@ -151,4 +168,5 @@ class ExpertReplica:
             num_loaded=progress.num_loaded,
             num_to_load=progress.num_to_load,
             sample=None if sample is None else sample.to_dict(),
+            place=self._identity.place,
         )

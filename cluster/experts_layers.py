@@ -145,7 +145,7 @@ def _cells(layer: LayerStatus, layout: Layout) -> Iterator[Text]:
     else:
         yield from (_load(load, f" @{loads.index(load)}") for load in (min(loads), max(loads)))
     if layout is Layout.BARS:
-        yield Text.assemble(*((_bar(load), load_style(load)) for load in loads))
+        yield Text.assemble(*((load_bar(load), load_style(load)) for load in loads))
     if layout is not Layout.LOADS_AND_EXPERTS:
         yield Text(f"{_mean(touched):.0f}/{max(touched):.0f}")
     yield from _confidence(layer)
@@ -164,7 +164,7 @@ def _load(load: float, more: str = "") -> Text:
     return Text(f"{100 * load:.0f}{more}", style=load_style(load))
 
 
-def _bar(load: float) -> str:
+def load_bar(load: float) -> str:
     """The mean is half a bar, twice the mean a whole one."""
     return BARS[min(int(load * len(BARS) / 2), len(BARS) - 1)]
 

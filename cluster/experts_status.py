@@ -64,7 +64,8 @@ class ExpertStatus:
 
 @dataclass(frozen=True)
 class RebalanceRecord:
-    """One rebalance. started_at: seconds since the epoch. trigger: load, drift, manual, pin or resumed.
+    """One rebalance. started_at: seconds since the epoch. trigger: load, drift, manual, pin, resumed,
+    doomed (ranks were about to go) or returned (they stay after all).
 
     gain: predicted share of the expert tier's time saved. balancedness_before: measured; balancedness_planned: as
     predicted for the new map; balancedness_after: measured once the load window holds nothing older, None before. What

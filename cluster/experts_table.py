@@ -106,7 +106,7 @@ def _facts(status: ExpertTierStatus) -> Iterator[tuple[str, str]]:
         f"epoch {status.map_epoch}; {status.ep_size} ranks x {status.slots_per_rank} slots in each layer; "
         f"{status.num_redundant} redundant copies, {status.num_free_slots} slots free",
     )
-    yield "balancer", _balancer(status.balancer)
+    yield "balancer", balancer_line(status.balancer)
     yield "decided", status.balancer.last_decision
 
 
@@ -130,7 +130,7 @@ def _measured(status: ExpertTierStatus) -> Iterator[tuple[str, str]]:
     yield "window", f"{status.window_steps:,.0f} steps, {status.window_tokens:,.0f} tokens"
 
 
-def _balancer(balancer: BalancerStatus) -> str:
+def balancer_line(balancer: BalancerStatus) -> str:
     state = f"{balancer.mode}, paused" if balancer.is_paused else balancer.mode
     if balancer.phase is Phase.IDLE:
         return f"{state}, idle"

@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenEvent
 from cluster.api.engine import Readiness
-from cluster.errors import ClusterError, CoordinatorUnavailable
-from cluster.membership import ClusterStatus, MemberReport, ViewReply
+from cluster.autoscaling import GatewayLoad
+from cluster.errors import ClusterError, CoordinatorUnavailable, NotReady
+from cluster.membership import ClusterStatus, GatewayReport, MemberReport, ProcessReport, ViewReply
 from cluster.view import ClusterView
 from cluster.watcher import Watcher
 from routing.transport.endpoint import Endpoint
@@ -62,6 +63,16 @@ class RemoteCoordinator:
         reply: ViewReply = await self._call("wait_view", timeout_s, after_view_id, timeout_s, member_id)
         return reply
 
+    async def report_gateway(self, gateway_id: str, report: GatewayReport) -> None:
+        await self._call("report_gateway", 0.0, gateway_id, report)
+
+    async def gateway_load(self) -> GatewayLoad | None:
+        load: GatewayLoad | None = await self._call("gateway_load", 0.0)
+        return load
+
+    async def report_process(self, report: ProcessReport) -> None:
+        await self._call("report_process", 0.0, report)
+
     async def status(self) -> ClusterStatus:
         status: ClusterStatus = await self._call("status", 0.0)
         return status
@@ -98,8 +109,7 @@ class RemoteEngine:
         view = self._watcher.view
         if view is None or not view.attention:
             # Serve would hold the request until a replica comes, as long as its deadline.
-            yield _failed(request, ErrorKind.UNAVAILABLE, "no attention actor is there; send it again later")
-            return
+            raise NotReady("No attention actor is there; send the request again later.")
         deadline = asyncio.get_running_loop().time() + request.deadline_s + DEADLINE_SLACK_S
         responses = cast("DeploymentResponseGenerator[TokenEvent]", self._stream.generate.remote(request))
         try:
@@ -114,6 +124,8 @@ class RemoteEngine:
             yield _failed(request, ErrorKind.INTERNAL, "the request ended without a reason")
         except TimeoutError:
             yield _failed(request, ErrorKind.DEADLINE, "the request's deadline has passed")
+        except BackPressureError:
+            yield _failed(request, ErrorKind.OVERLOADED, "Too many requests are waiting; send the request again later.")
         except (RayError, RayServeException) as error:
             logger.warning("the stream of %s broke: %s", request.request_id, type(error).__name__)
             yield _failed(request, ErrorKind.UNAVAILABLE, "the server that ran this request is gone; send it again")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cluster.autoscaling import GatewayLoad
+from ops.telemetry.plain import PlainMetrics
 from routing.transport.endpoint import Endpoint
 
 
@@ -33,6 +35,14 @@ class ClusterStatus:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a member runs, in Kubernetes' names; empty outside of it."""
+
+    pod: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True)
 class ExpertReport:
     """What an expert rank says of itself, again and again. served_epochs: of the maps whose rows it takes.
 
@@ -47,6 +57,7 @@ class ExpertReport:
     num_loaded: int = 0
     num_to_load: int = 0
     sample: Mapping[str, Any] | None = None
+    place: Place = Place()
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,34 @@ class AttentionReport:
     adopted_epoch: int
     step_seconds: tuple[float, ...] = ()
     sample: Mapping[str, Any] | None = None
+    place: Place = Place()
 
 
 MemberReport = ExpertReport | AttentionReport
+
+
+@dataclass(frozen=True)
+class GatewayReport:
+    """What a gateway says of its load. num_shed: requests sent away for want of capacity since it started.
+
+    request_s: mean time of the answers that ended lately. itl_p99_s: of the tokens sent lately. None: there were none.
+    """
+
+    num_shed: int
+    request_s: float | None = None
+    itl_p99_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    """What a process of any role has recorded since its birth. role: `ops.telemetry.spec.Owner`'s word. ep_rank: of an
+    expert actor. metrics: `ops.telemetry.plain.plain_metrics`."""
+
+    member_id: str
+    role: str
+    host_id: str
+    ep_rank: int | None
+    metrics: PlainMetrics
 
 
 class CoordinatorPort(Protocol):
@@ -100,6 +136,18 @@ class CoordinatorPort(Protocol):
 
     async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
         """Long poll for a view newer than `after_view_id`. Renews `member_id`; None is an observer."""
+        ...
+
+    async def report_gateway(self, gateway_id: str, report: GatewayReport) -> None:
+        """A gateway's load. Gateways are no members: one that falls silent is forgotten."""
+        ...
+
+    async def gateway_load(self) -> GatewayLoad | None:
+        """What all gateways saw, for the autoscaler; None if none has reported lately."""
+        ...
+
+    async def report_process(self, report: ProcessReport) -> None:
+        """A process's metrics, for whoever looks after the cluster. One that falls silent is forgotten."""
         ...
 
     async def status(self) -> ClusterStatus: ...

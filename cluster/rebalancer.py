@@ -35,7 +35,8 @@ Reports = Mapping[str, MemberReport]
 class Rebalance:
     """A planned change. stages: maps to adopt one after the other; their epochs are given when their turn comes.
 
-    trigger, gain, balancedness_*: as in RebalanceRecord.
+    trigger, gain, balancedness_*: as in RebalanceRecord. pairs_per_touch: that the maps were planned with; None if that
+    is not known.
     """
 
     stages: tuple[ExpertMap, ...]
@@ -44,6 +45,7 @@ class Rebalance:
     gain: float | None = None
     balancedness_before: float | None = None
     balancedness_planned: float | None = None
+    pairs_per_touch: int | None = None
 
 
 @dataclass
@@ -95,6 +97,12 @@ class Rebalancer:
         """Start a change; `advance` does the rest. Call only while not busy."""
         assert self._run is None, "one rebalance at a time"
         self._run = _Run(rebalance, 0, began=now, since=now, started_at=self._wall_clock())
+
+    def end_early(self) -> None:
+        """The stage under way is the last one, because something more urgent waits: every stage leaves a whole map."""
+        if self._run is not None:
+            rebalance = self._run.rebalance
+            self._run.rebalance = replace(rebalance, stages=rebalance.stages[: self._run.stage])
 
     def advance(self, view: ClusterView, reports: Reports, now: float) -> ClusterView:
         """The view after as much as can be done now. reports: the latest of each living member."""
@@ -148,7 +156,8 @@ class Rebalancer:
         run.stage += 1
         self._turn(now)
         self._last_epoch = max(self._last_epoch, view.highest_epoch) + 1
-        return with_next_map(view, replace(run.rebalance.stages[run.stage - 1], map_epoch=self._last_epoch))
+        next_map = replace(run.rebalance.stages[run.stage - 1], map_epoch=self._last_epoch)
+        return with_next_map(view, next_map, run.rebalance.pairs_per_touch)
 
     def _abandon(self, view: ClusterView, reason: str, now: float) -> ClusterView:
         logger.warning("the rebalance is abandoned: %s", reason)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.errors import ClusterError, CoordinatorUnavailable
-from cluster.membership import CoordinatorPort, MemberReport
+from cluster.membership import CoordinatorPort, MemberReport, Place
 from cluster.view import ClusterView
 
 logger = logging.getLogger(__name__)
@@ -41,10 +41,12 @@ class ReplicaSettings:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a replica is. member_id: unique for the life of its process. host_id: equal where memory can be shared."""
+    """Who a replica is. member_id: unique for the life of its process. host_id: equal where memory can be shared.
+    place: where that is in Kubernetes."""
 
     member_id: str
     host_id: str
+    place: Place = Place()
 
 
 async def persist(call: Callable[[], Awaitable[Answer]], timeout_s: float) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.config import ClusterConfig
@@ -24,10 +24,17 @@ MAX_COORDINATOR_CALLS = 4096
 # Requests a gateway holds for an attention actor besides those the engine itself lets run and wait.
 REQUEST_SLACK = 16
 
+SCALING_POLICY = "cluster.scaling_policy:AttentionScaling"
+
+# Gateways leave out attention actors that are about to go, as soon as Serve has asked the actors.
+ATTENTION_ROUTER = "cluster.attention_router:AttentionRouter"
+ROUTING_STATS_PERIOD_S = 2.0
+
 
 @dataclass(frozen=True)
 class DeploymentOptions:
-    """Arguments of `serve.deployment` that depend on the configuration. Seconds."""
+    """Arguments of `serve.deployment` that depend on the configuration. Seconds. num_replicas: the fewest, where
+    autoscaling_config says how it follows the load."""
 
     num_replicas: int
     max_ongoing_requests: int
@@ -38,9 +45,19 @@ class DeploymentOptions:
     graceful_shutdown_wait_loop_s: float = SHUTDOWN_CHECK_S
     # A constructor that fails twice in a row will fail again; Ray's 20 would hide the reason for many minutes.
     max_constructor_retry_count: int = 2
+    max_queued_requests: int = -1  # of each caller, while no replica has room; -1: no bound
+    autoscaling_config: Mapping[str, Any] | None = None
+    request_router_config: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "ray_actor_options": dict(self.ray_actor_options)}
+        """Serve takes a number of replicas or a way to find it, not both."""
+        left_out = "autoscaling_config" if self.autoscaling_config is None else "num_replicas"
+        options = {name: value for name, value in self.__dict__.items() if name != left_out}
+        return {
+            **options,
+            "ray_actor_options": dict(self.ray_actor_options),
+            "request_router_config": dict(self.request_router_config),
+        }
 
 
 def attention_options(config: ClusterConfig) -> DeploymentOptions:
@@ -52,7 +69,34 @@ def attention_options(config: ClusterConfig) -> DeploymentOptions:
         graceful_shutdown_timeout_s=config.control.drain_timeout_s + CLOSE_TIMEOUT_S,
         health_check_period_s=config.control.health_check_s,
         ray_actor_options=actor_options(config.attention.resources),
+        # Beyond what the engines let wait, a gateway holds no second queue that nobody sees.
+        max_queued_requests=engine.max_waiting,
+        autoscaling_config=autoscaling_options(config),
+        request_router_config={
+            "request_router_class": ATTENTION_ROUTER,
+            "request_routing_stats_period_s": ROUTING_STATS_PERIOD_S,
+        },
     )
+
+
+def autoscaling_options(config: ClusterConfig) -> dict[str, Any] | None:
+    """Ray's `AutoscalingConfig` of the attention tier. Without initial_replicas: Serve would go back to them whenever
+    any of these values changes under a running cluster."""
+    scaling = config.attention.autoscaling
+    if scaling is None:
+        return None
+    return {
+        "min_replicas": config.attention.num_replicas,
+        "max_replicas": scaling.max_replicas,
+        "target_ongoing_requests": scaling.target_sequences,  # Serve only shows it
+        # The policy has delays of its own; Serve's would come on top.
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 0.0,
+        "policy": {
+            "policy_function": SCALING_POLICY,
+            "policy_kwargs": scaling.model_dump(mode="json", exclude_unset=True),
+        },
+    }
 
 
 def expert_options(config: ClusterConfig) -> DeploymentOptions:

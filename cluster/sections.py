@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from actors.attention.config import AttentionConfig
 from actors.expert.config import ExpertConfig
 from cluster.api.settings import ApiLimits
+from cluster.autoscaling import AutoscalingConfig
 
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listens on all -> where this machine reaches it
 DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
@@ -44,7 +45,12 @@ class ActorResources(Section):
 class AttentionTier(Section):
     """The attention deployment."""
 
-    num_replicas: int = Field(1, ge=1, description="attention actors; each owns the state of its requests")
+    num_replicas: int = Field(
+        1, ge=1, description="attention actors, the fewest where autoscaled; each owns the state of its requests"
+    )
+    autoscaling: AutoscalingConfig | None = Field(
+        None, description="how their number follows the load; None: it does not"
+    )
     device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device of weights and KV cache")
     resources: ActorResources = Field(default_factory=ActorResources)
     engine: AttentionConfig = Field(default_factory=AttentionConfig)
@@ -56,6 +62,15 @@ class AttentionTier(Section):
         device = info.data.get("device")
         value = refuse_shared(value)
         return {**value, "device": device} if isinstance(value, dict) and device else value
+
+    @model_validator(mode="after")
+    def _check_autoscaling(self) -> Self:
+        if self.autoscaling is not None and self.autoscaling.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"autoscaling.max_replicas {self.autoscaling.max_replicas} must be at least num_replicas "
+                f"{self.num_replicas}"
+            )
+        return self
 
 
 class ExpertTier(Section):

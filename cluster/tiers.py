@@ -5,6 +5,7 @@ Imported only in a replica that holds an actor, because this is where torch and 
 
 from __future__ import annotations
 
+import ray
 import ray.util
 
 from actors.attention.actor import AttentionActor
@@ -14,6 +15,9 @@ from actors.weights.check import read_model_config
 from cluster.attention_replica import BuiltAttention
 from cluster.config import ClusterConfig
 from cluster.expert_replica import BuiltExpert
+from ops.telemetry.exposition import ProcessLabels
+from ops.telemetry.spec import Owner
+from ops.telemetry.tracing import open_tracing
 from routing.experts import ExpertMap
 from routing.transport.contract import FrameLimits
 from routing.transport.select import TransportOptions, open_attention_port, open_expert_port
@@ -37,10 +41,13 @@ def build_attention(config: ClusterConfig, expert_map: ExpertMap, transport: str
     options = transport_options(config, config.attention.device)
     limits = _limits(config)
     port = open_attention_port(transport, ep_size=expert_map.ep_size, limits=limits, options=options)
+    member = str(ray.get_runtime_context().get_actor_name())
+    tracing = open_tracing(config.telemetry.tracing, ProcessLabels(Owner.ATTENTION, member))
     try:
-        actor = AttentionActor(config.attention_engine, config.checkpoint, expert_map, port)
+        actor = AttentionActor(config.attention_engine, config.checkpoint, expert_map, port, tracing)
     except BaseException:
         port.close()
+        tracing.close()
         raise
     return BuiltAttention(actor, port.endpoint)
 

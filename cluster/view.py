@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from routing.experts import ExpertMap
+from routing.experts import PAIRS_PER_TOUCH, ExpertMap
 from routing.placement.contract import Pin
 from routing.transport.endpoint import Endpoint
 
@@ -56,6 +56,8 @@ class ClusterView:
     transport: kind every port of this cluster uses, None until it is chosen. shards: by ep_rank.
     attention: by member id. next_map: the map a rebalance prepares, None outside of one. previous_map: the map before
     this one, served until every attention actor has adopted its successor. At most one of the two is there.
+    pairs_per_touch: pairs that cost an expert rank as much as touching one more expert, as dispatches weigh it.
+    doomed: by member id, why a member is about to go: whoever can do without it sends it nothing new.
     """
 
     view_id: int
@@ -66,10 +68,13 @@ class ClusterView:
     transport: str | None = None
     shards: Mapping[int, Shard] = field(default_factory=dict)
     attention: Mapping[str, AttentionMember] = field(default_factory=dict)
+    doomed: Mapping[str, str] = field(default_factory=dict)
+    pairs_per_touch: int = PAIRS_PER_TOUCH
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", MappingProxyType(dict(sorted(self.shards.items()))))
         object.__setattr__(self, "attention", MappingProxyType(dict(sorted(self.attention.items()))))
+        object.__setattr__(self, "doomed", MappingProxyType(dict(sorted(self.doomed.items()))))
         if self.next_map is not None and self.previous_map is not None:
             raise ValueError("a map cannot be prepared while the one before the last is still served")
         outside = [ep_rank for ep_rank in self.shards if not 0 <= ep_rank < self.expert_map.ep_size]
@@ -120,6 +125,8 @@ class ClusterView:
             "transport": self.transport,
             "shards": [{"ep_rank": ep_rank, **asdict(shard)} for ep_rank, shard in self.shards.items()],
             "attention": [{"member_id": key, **asdict(member)} for key, member in self.attention.items()],
+            "doomed": dict(self.doomed),
+            "pairs_per_touch": self.pairs_per_touch,
         }
 
     @classmethod
@@ -135,6 +142,8 @@ class ClusterView:
             transport=str(transport) if transport is not None else None,
             shards={int(row["ep_rank"]): _shard(row) for row in fields["shards"]},
             attention={str(row["member_id"]): _attention_member(row) for row in fields["attention"]},
+            doomed={str(member_id): str(reason) for member_id, reason in fields["doomed"].items()},
+            pairs_per_touch=int(fields["pairs_per_touch"]),
         )
 
 
@@ -164,10 +173,11 @@ def without_member(view: ClusterView, member_id: str) -> ClusterView:
     return _next(view, shards=shards, attention=attention)
 
 
-def with_next_map(view: ClusterView, next_map: ExpertMap) -> ClusterView:
-    """The view after a rebalance began to prepare a map. The map's epoch must be higher than any in the view."""
+def with_next_map(view: ClusterView, next_map: ExpertMap, pairs_per_touch: int | None = None) -> ClusterView:
+    """The view after a rebalance began to prepare a map. The map's epoch must be higher than any in the view.
+    pairs_per_touch: as the map was planned with; None keeps what is known."""
     assert next_map.map_epoch > view.highest_epoch, "a map epoch is never used twice"
-    return _next(view, next_map=next_map)
+    return _next(view, next_map=next_map, pairs_per_touch=pairs_per_touch or view.pairs_per_touch)
 
 
 def without_next_map(view: ClusterView) -> ClusterView:
@@ -184,6 +194,11 @@ def with_next_map_adopted(view: ClusterView) -> ClusterView:
 def without_previous_map(view: ClusterView) -> ClusterView:
     """The view after every attention actor has adopted the current map."""
     return view if view.previous_map is None else _next(view, previous_map=None)
+
+
+def with_doomed(view: ClusterView, doomed: Mapping[str, str]) -> ClusterView:
+    """The view after it became known which members are about to go. By member id, why."""
+    return view if view.doomed == doomed else _next(view, doomed=doomed)
 
 
 def with_orders(view: ClusterView, orders: Orders) -> ClusterView:

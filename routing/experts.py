@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+PAIRS_PER_TOUCH = 16  # pairs that cost a rank as much as reading one expert's weights, until its tier has measured it
 EMPTY_SLOT = -1
 
 Int32Array = NDArray[np.int32]

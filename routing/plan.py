@@ -17,9 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from routing.experts import ExpertMap
-
-PAIRS_PER_TOUCH = 16  # until an expert tier has measured its own
+from routing.experts import PAIRS_PER_TOUCH, ExpertMap
 
 
 @dataclass(frozen=True)

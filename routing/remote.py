@@ -6,6 +6,7 @@ Owns sequence numbers and the adopted expert map. Retrying is the caller's: a ha
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from routing.combine import sum_partials, sum_per_expert
 from routing.dispatcher import DispatchHandle, ExpertRequest
-from routing.experts import ExpertMap
-from routing.plan import LayerRouting, layer_routing, planner
+from routing.errors import RoutingError
+from routing.exchange_counts import ExchangeCounts
+from routing.experts import PAIRS_PER_TOUCH, ExpertMap
+from routing.plan import DispatchPlan, LayerRouting, layer_routing, planner
 from routing.transport.contract import AttentionPort, Exchange
 
 
@@ -41,10 +44,14 @@ class RemoteDispatcher:
         self._plan = planner(device)
         self._sequences = itertools.count(1)
         self._tables = PlanningTables(-1, ())
+        self.counts = ExchangeCounts()
 
-    def tables_of(self, expert_map: ExpertMap) -> PlanningTables:
+    def tables_of(self, expert_map: ExpertMap, pairs_per_touch: int = PAIRS_PER_TOUCH) -> PlanningTables:
         """What planning with a map needs, made ahead on any thread: it takes milliseconds for a large model."""
-        layers = [layer_routing(expert_map, idx, self._device) for idx in range(expert_map.num_moe_layers)]
+        layers = [
+            layer_routing(expert_map, idx, self._device, pairs_per_touch=pairs_per_touch)
+            for idx in range(expert_map.num_moe_layers)
+        ]
         return PlanningTables(expert_map.map_epoch, layers)
 
     def adopt(self, tables: PlanningTables) -> None:
@@ -57,6 +64,7 @@ class RemoteDispatcher:
         return self._tables.map_epoch
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
+        began_at = time.perf_counter()
         plan = self._plan(request.topk_ids, request.topk_weights, self._tables.layers[request.moe_layer_idx])
         exchange = Exchange(
             sequence=next(self._sequences),
@@ -69,21 +77,42 @@ class RemoteDispatcher:
         )
         try:
             self._port.send(exchange)
-        except BaseException:
-            self._port.drop(exchange)
+        except BaseException as error:
+            self._failed(exchange, error)
             raise
+        self.counts.bytes_sent += _dispatched_bytes(request.hidden, plan)
+        self.counts.dispatch_s += time.perf_counter() - began_at
         return DispatchHandle(request, plan, exchange)
 
     def combine(self, handle: DispatchHandle) -> Tensor:
         exchange = handle.exchange
         assert isinstance(exchange, Exchange), "the handle comes from another dispatcher"
+        began_at = time.perf_counter()
+        combine = sum_per_expert if self._is_deterministic else sum_partials
         try:
             outputs = self._port.receive(exchange, self._timeout_s)
-            combine = sum_per_expert if self._is_deterministic else sum_partials
-            return combine(outputs, handle.plan, handle.request)
-        finally:
-            self._port.drop(exchange)
+            combined = combine(outputs, handle.plan, handle.request)
+        except BaseException as error:
+            self._failed(exchange, error)
+            raise
+        num_bytes = sum(output.nbytes for output in outputs)
+        self._port.drop(exchange)
+        self.counts.num_exchanges += 1
+        self.counts.bytes_received += num_bytes
+        self.counts.combine_s += time.perf_counter() - began_at
+        return combined
 
     def abandon(self, handle: DispatchHandle) -> None:
         assert isinstance(handle.exchange, Exchange), "the handle comes from another dispatcher"
         self._port.drop(handle.exchange)
+
+    def _failed(self, exchange: Exchange, error: BaseException) -> None:
+        self._port.drop(exchange)
+        if isinstance(error, RoutingError):
+            self.counts.failed(error)
+
+
+def _dispatched_bytes(hidden: Tensor, plan: DispatchPlan) -> int:
+    row_bytes = hidden.shape[1] * hidden.element_size()
+    pairs = plan.pair_row.nbytes + plan.pair_slot.nbytes + plan.pair_weight.nbytes
+    return len(plan.row_token) * row_bytes + pairs

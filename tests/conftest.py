@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 FAST_TIERS = ("unit", "contract")
 FAST_TIMEOUT_S = 20
 SLOW_TIMEOUT_S = 120
-TIERS = (*FAST_TIERS, "ranks", "live", "gpu", "e2e", "chart")
+TIERS = (*FAST_TIERS, "ranks", "live", "gpu", "e2e", "chart", "console")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,14 +15,18 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 from actors.attention.config import AttentionConfig
+from actors.attention.counts import AttentionCounts, ExchangeTotals, StepRecord
 from actors.attention.engine import load_engine
 from actors.attention.inbox import Inbox
 from actors.attention.recovery import Recovery
+from actors.attention.sequence import Sequence
+from actors.attention.spans import sequence_span
 from actors.attention.streams import TokenStreams
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, LoadReport, RequestError, TokenEvent
+from ops.telemetry.tracing import NO_TRACING, TraceHeaders, Tracing, is_sampled
 from routing.errors import MapNotServed, TransportError
-from routing.experts import ExpertMap
+from routing.experts import PAIRS_PER_TOUCH, ExpertMap
 from routing.load.sample import LoadSample
 from routing.remote import RemoteDispatcher
 from routing.transport.contract import AttentionPort
@@ -32,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.25  # bounds how long closing and noticing a lost rank take when nothing happens
 RECONNECT_WAIT_S = 0.1  # between two looks at the inbox while experts are away
-MAX_STEP_TIMES = 2048  # more than a second of steps
+MAX_UNREAD_STEPS = 2048  # more than a second of steps
 STALL_TIMEOUT_S = 60.0  # a step that takes longer is a fault
 
 EXPERTS_AWAY = RequestError(ErrorKind.UNAVAILABLE, "The expert tier is not available; send the request again later.")
@@ -43,8 +47,15 @@ OVERLOADED = RequestError(ErrorKind.OVERLOADED, "Too many requests are waiting; 
 class AttentionActor:
     """Loads its weights at birth, serves from `start` to `close`. Methods may be called from any thread."""
 
-    def __init__(self, config: AttentionConfig, checkpoint: Path, expert_map: ExpertMap, port: AttentionPort) -> None:
-        """Slow. Raises CheckpointError before memory is allocated."""
+    def __init__(
+        self,
+        config: AttentionConfig,
+        checkpoint: Path,
+        expert_map: ExpertMap,
+        port: AttentionPort,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        """Slow. Raises CheckpointError before memory is allocated. tracing: closed with the actor, as the port is."""
         self._config = config
         self._port = port
         self._ep_size = expert_map.ep_size
@@ -54,6 +65,10 @@ class AttentionActor:
         self._tables = self._dispatcher.tables_of(expert_map)
         self._dispatcher.adopt(self._tables)
         self._engine = load_engine(config, checkpoint, expert_map.ep_size, self._dispatcher)
+        self._engine.map_epoch = expert_map.map_epoch
+        self._tracing = tracing
+        if tracing.is_on:
+            self._engine.on_end = self._trace
         self._inbox = Inbox(config.max_waiting)
         self._streams = TokenStreams()
         self._recovery = Recovery(config.recovery_timeout_s)
@@ -62,7 +77,7 @@ class AttentionActor:
         self._is_draining = False
         self._is_warm = False
         self._is_map_stale = False
-        self._step_seconds: deque[float] = deque(maxlen=MAX_STEP_TIMES)
+        self._steps: deque[StepRecord] = deque(maxlen=MAX_UNREAD_STEPS)
         self._progress_at = time.monotonic()
         self._failure: Exception | None = None
 
@@ -71,14 +86,17 @@ class AttentionActor:
         self._progress_at = time.monotonic()
         self._thread.start()
 
-    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None:
+    def reconcile(
+        self, shards: Mapping[int, Endpoint], expert_map: ExpertMap, pairs_per_touch: int = PAIRS_PER_TOUCH
+    ) -> None:
         """Connect to these expert ranks; adopt the map, if it is newer, before the next step. Returns at once.
+        pairs_per_touch: what choosing a copy weighs, see `routing.plan.LayerRouting`.
 
         One thread at a time calls it: whoever follows the view.
         """
         self._port.reconcile(shards)
         if expert_map.map_epoch > self._tables.map_epoch:
-            self._tables = self._dispatcher.tables_of(expert_map)
+            self._tables = self._dispatcher.tables_of(expert_map, pairs_per_touch)
         self._inbox.ring()
 
     @property
@@ -91,9 +109,41 @@ class AttentionActor:
         monitor = self._engine.monitor
         return None if monitor is None else monitor.take()
 
-    def take_step_seconds(self) -> tuple[float, ...]:
-        """Durations of the steps since the last call; of very many, the latest."""
-        return tuple(self._step_seconds.popleft() for _ in range(len(self._step_seconds)))
+    def take_steps(self) -> tuple[StepRecord, ...]:
+        """The steps since the last call; of very many, the latest."""
+        return tuple(self._steps.popleft() for _ in range(len(self._steps)))
+
+    def take_queue_seconds(self) -> tuple[float, ...]:
+        """From arrival to first step, of each sequence that had it since the last call."""
+        return self._engine.take_queue_seconds()
+
+    def take_recoveries(self) -> tuple[float, ...]:
+        """Seconds that each outage of the expert tier lasted, of those that ended since the last call."""
+        return self._recovery.take_durations()
+
+    def counts(self) -> AttentionCounts:
+        """Read without stopping the engine: a number may be a step older than another."""
+        scheduler, exchanges = self._engine.scheduler, self._dispatcher.counts
+        return AttentionCounts(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            kv_usage=scheduler.kv_usage,
+            pools=scheduler.kv_pools,
+            num_preemptions=scheduler.num_preemptions_total,
+            prefix_queries=scheduler.num_prefix_queries_total,
+            prefix_hits=scheduler.num_prefix_hits_total,
+            step_retries=self._recovery.num_failed,
+            given_up=self._recovery.num_given_up,
+            exchanges=ExchangeTotals(
+                num_exchanges=exchanges.num_exchanges,
+                bytes_sent=exchanges.bytes_sent,
+                bytes_received=exchanges.bytes_received,
+                dispatch_s=exchanges.dispatch_s,
+                combine_s=exchanges.combine_s,
+                failures=exchanges.failures.copy(),
+            ),
+            speculation=self._engine.speculation_counts,
+        )
 
     def is_ready(self) -> bool:
         """Whether a token can be produced: one was, every rank is connected, and nothing has failed or is ending."""
@@ -148,7 +198,7 @@ class AttentionActor:
             logger.warning("draining ended with %d requests unfinished", len(self._streams))
 
     def close(self) -> None:
-        """Stop the engine and close the port. Unfinished requests fail. Idempotent."""
+        """Stop the engine, close the port, send the last spans. Unfinished requests fail. Idempotent."""
         self._is_draining = True
         self._is_closing.set()
         self._inbox.ring()
@@ -156,6 +206,7 @@ class AttentionActor:
             self._thread.join(timeout=STALL_TIMEOUT_S)
         self._fail_streams(EXPERTS_AWAY)
         self._port.close()
+        self._tracing.close()
 
     def _refuse_when_unable(self) -> None:
         if self._failure is not None or self._is_draining:
@@ -205,11 +256,12 @@ class AttentionActor:
                 self._port.wait_connected(range(self._ep_size), RECONNECT_WAIT_S)
             began_at = time.perf_counter()
             self._engine.run()
-            self._step_seconds.append(time.perf_counter() - began_at)
+            took_s, size = time.perf_counter() - began_at, self._engine.last_size
+            self._steps.append(StepRecord(took_s, size.num_rows, size.num_microbatches))
             self._probe_when_suspect()
-            self._recovery.succeeded()
+            self._recovery.succeeded(time.monotonic())
         elif self._is_connected():
-            self._recovery.succeeded()
+            self._recovery.succeeded(time.monotonic())
 
     def _probe_when_suspect(self) -> None:
         """If every request of a step failed, a token of our own tells whose fault it is; ours ends the thread."""
@@ -231,11 +283,12 @@ class AttentionActor:
             return
         self._engine.take_events()
         self._is_warm = True
-        self._recovery.succeeded()
+        self._recovery.succeeded(time.monotonic())
 
     def _adopt_map(self) -> None:
         if self._tables.map_epoch > self._dispatcher.map_epoch:
             self._dispatcher.adopt(self._tables)
+            self._engine.map_epoch = self._dispatcher.map_epoch
 
     def _take(self, timeout_s: float) -> None:
         taken = self._inbox.take(timeout_s)
@@ -264,6 +317,12 @@ class AttentionActor:
             logger.warning("the expert tier does not answer; trying again: %s", error)
         if self._recovery.is_given_up(now):
             self._engine.fail_all(EXPERTS_AWAY)
+
+    def _trace(self, sequence: Sequence) -> None:
+        """Once a sequence, at its end: the steps themselves only count."""
+        parent = TraceHeaders(sequence.request.traceparent, sequence.request.tracestate)
+        if is_sampled(parent):
+            self._tracing.send(sequence_span(sequence, time.monotonic(), time.time_ns()), parent)
 
     def _answer(self, request_id: str, error: RequestError) -> None:
         self._streams.publish([TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)])

@@ -9,6 +9,7 @@ Legend: S sequences, T rows, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from actors.speculative.state import Draft
 logger = logging.getLogger(__name__)
 
 # Rows that may wait for the modules while nothing is drafted. More would cost sliding blocks, fewer a pass more often.
-MAX_UNSETTLED = 32
+MAX_UNSETTLED = 128
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,36 @@ class DraftItem:
         return self.end_row - self.first_row
 
 
-def draft_item(sequence: Sequence, num_drafts: int) -> DraftItem | None:
-    """What a sequence has to compute to propose `num_drafts` tokens; None if nothing."""
+def draft_items(sequences: SequenceOf[Sequence], lengths: Mapping[Sequence, int]) -> list[DraftItem]:
+    """What sequences have to compute to propose as many tokens as `lengths` says. Where the rows of one must not wait
+    any longer, those of others that have waited for half as long come along: a pass for one costs as much as for some.
+    """
+    waiting = [_num_waiting(sequence) for sequence in sequences]
+    is_due = max(waiting, default=0) > MAX_UNSETTLED
+    items = (
+        _draft_item(sequence, lengths.get(sequence, 0), is_due=is_due and 2 * num_waiting > MAX_UNSETTLED)
+        for sequence, num_waiting in zip(sequences, waiting, strict=True)
+    )
+    return [item for item in items if item is not None]
+
+
+def _draft_item(sequence: Sequence, num_drafts: int, *, is_due: bool) -> DraftItem | None:
+    """None if there is nothing to do. is_due: every module catches up."""
     state, num_known = sequence.drafting, len(sequence.token_ids)
     is_decoding = state.num_rows == num_known - 1
     if num_drafts and is_decoding:
-        depth = state.num_modules if _is_overdue(sequence) else num_drafts
+        depth = state.num_modules if is_due else num_drafts
         return DraftItem(sequence, state.first_row(depth), state.num_rows, depth, depth)
     end_row = min(state.num_rows, num_known - state.num_modules)
-    if end_row <= state.num_settled or (is_decoding and not _is_overdue(sequence)):
+    if end_row <= state.num_settled or (is_decoding and not is_due):
         return None
     return DraftItem(sequence, state.num_settled, end_row, state.num_modules, 0)
 
 
-def _is_overdue(sequence: Sequence) -> bool:
-    """Whether the next step could leave more rows waiting than may."""
+def _num_waiting(sequence: Sequence) -> int:
+    """Rows that the next step could leave waiting for the modules."""
     state = sequence.drafting
-    return state.num_rows - state.num_settled + 1 + state.num_modules > MAX_UNSETTLED
+    return state.num_rows - state.num_settled + 1 + state.num_modules
 
 
 class Drafter:
@@ -101,9 +115,13 @@ class Drafter:
             active = [item for item in items if item.depth > module]
             num_rows = sum(item.num_rows for item in active)
             token_ids = self._token_ids(active, module, drafts)
-            hidden = self._modules.run(module, token_ids, hidden[:num_rows], _beginning(inputs, len(active), num_rows))
-            self._propose(active, module, hidden, drafts)
+            part = _beginning(inputs, len(active), num_rows)
             num_module_rows += num_rows
+            if module == items[0].depth - 1 and not any(item.num_drafts > module for item in active):
+                self._modules.write(module, token_ids, hidden[:num_rows], part)  # nobody reads the last one's output
+                break
+            hidden = self._modules.run(module, token_ids, hidden[:num_rows], part)
+            self._propose(active, module, hidden, drafts)
         return num_module_rows
 
     def _inputs(self, items: SequenceOf[DraftItem]) -> AttentionInputs:

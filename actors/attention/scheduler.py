@@ -8,11 +8,13 @@ highest-ranked one can therefore always advance, so everything finishes.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from actors.attention.sequence import Sequence, SequenceState, check_request
 from actors.cache.block_table import KvCache
+from actors.cache.blocks import PoolName, PoolUse
 from actors.errors import EngineOverloaded, RequestRejected
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, TokenLogprob
 from actors.speculative.state import Draft
@@ -113,6 +115,8 @@ class Scheduler:
         self._next_arrival = 0
         self._blocked_at: tuple[Sequence, tuple[int, int]] | None = None
         self.num_preemptions_total = 0
+        self.num_prefix_queries_total = 0  # tokens
+        self.num_prefix_hits_total = 0
 
     @property
     def num_running(self) -> int:
@@ -135,6 +139,11 @@ class Scheduler:
     @property
     def kv_usage(self) -> float:
         return self._kv_cache.usage
+
+    @property
+    def kv_pools(self) -> Mapping[PoolName, PoolUse]:
+        """Blocks of both pools; a number may be a step old."""
+        return self._kv_cache.pools
 
     def add(self, request: GenerateRequest, now: float) -> Sequence:
         """Queue a request. Raises RequestRejected if it can never run, EngineOverloaded if the queue is full."""
@@ -289,6 +298,8 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         num_hit = self._kv_cache.attach_prefix(sequence.kv, sequence.token_ids)
+        self.num_prefix_queries_total += len(sequence.token_ids)
+        self.num_prefix_hits_total += num_hit
         if sequence.state is SequenceState.WAITING:
             sequence.num_cached_tokens = num_hit
         sequence.drafting.restart(num_hit)

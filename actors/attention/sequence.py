@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
+from actors.attention.history import History
 from actors.cache.block_table import SequenceKv
 from actors.errors import RequestRejected
 from actors.messages import (
+    DraftCounts,
     FinishReason,
     GenerateRequest,
     RequestError,
@@ -38,7 +40,8 @@ class Sequence:
     """State of one request. The scheduler moves it between states; nobody else changes it.
 
     token_ids: prompt, then completion, stop token included. deadline: on the scheduler's clock, in seconds.
-    num_cached_tokens: prompt tokens that the prefix cache supplied when it first ran.
+    num_cached_tokens: prompt tokens that the prefix cache supplied when it first ran. history: for whoever asks at its
+    end what it went through.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Sequence:
         self.drafting = DraftState(num_draft_modules)
         self.num_preemptions = 0
         self.num_cached_tokens = 0
+        self.history = History(arrived_at=deadline - request.deadline_s)
         self.seed = fresh_seed() if spec.seed is None else spec.seed
         self.finish_reason: FinishReason | None = None
         self.error: RequestError | None = None
@@ -144,13 +148,20 @@ class Sequence:
             logprobs=tuple(self._unreported_logprobs),
             finish_reason=self.finish_reason,
             num_cached_tokens=0 if self._has_reported else self.num_cached_tokens,
-            draft_counts=self.drafting.take_counts(),
+            draft_counts=self.take_draft_counts(),
             error=self.error,
         )
         self._has_reported, self._has_ended = True, self.is_finished
         self._unreported_logprobs = []
         self._num_reported = len(self.token_ids)
         return event
+
+    def take_draft_counts(self) -> DraftCounts:
+        """What became of drafts since the last call."""
+        counts = self.drafting.take_counts()
+        self.history.num_drafts_verified += sum(counts.drafted)
+        self.history.num_drafts_accepted += sum(counts.accepted)
+        return counts
 
 
 def check_request(request: GenerateRequest, *, max_model_len: int, vocab_size: int) -> None:

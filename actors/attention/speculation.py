@@ -8,12 +8,12 @@ from collections.abc import Sequence as SequenceOf
 
 from torch import Tensor
 
-from actors.attention.drafting import Drafter, draft_item
+from actors.attention.drafting import Drafter, DraftItem, draft_items
 from actors.attention.scheduler import ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence, SequenceState
 from actors.speculative.acceptance import PRIOR_RATE, PRIOR_WEIGHT, global_acceptance
 from actors.speculative.draft_length import Drafting, DraftLengths
-from actors.speculative.stats import SpeculationStats
+from actors.speculative.stats import SpeculationCounts, SpeculationStats
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Speculation:
         self._acceptance = global_acceptance(lengths.max_drafts)
         self._began_at = 0.0
         self._num_steps = 0
+        self._draft_s = 0.0
         self.stats = SpeculationStats()
 
     def begin(self) -> None:
@@ -57,27 +58,46 @@ class Speculation:
             self._lengths.cost.observe_step(sum(item.num_rows for item in items), now - self._began_at)
         running = [item.sequence for item in items if item.sequence.state is SequenceState.RUNNING]
         lengths = self._choose([sequence for sequence in running if sequence.num_uncomputed_tokens == 1])
-        work = [draft_item(sequence, lengths.get(sequence, 0)) for sequence in running]
-        chosen = [item for item in work if item is not None]
-        num_module_rows = self._drafter.run(chosen)
-        if chosen and all(item.num_drafts for item in chosen):
-            taken = [item.num_drafts for item in chosen]
-            self._lengths.cost.observe_drafting(taken, num_module_rows, self._clock() - now)
+        self._run(draft_items(running, lengths))
         for sequence in running:
             self._scheduler.settle(sequence, sequence.drafting.num_settled)
+
+    def counts(self) -> SpeculationCounts:
+        """A copy for other threads, which may be a step old."""
+        return SpeculationCounts(
+            self.stats.counts, self.stats.lengths.copy(), self.stats.reasons.copy(), self._draft_s
+        )
+
+    def _run(self, work: SequenceOf[DraftItem]) -> None:
+        """Draft, and learn what it costs."""
+        began_at = self._clock()
+        num_module_rows = self._drafter.run(work)
+        took_s = self._clock() - began_at
+        self._draft_s += took_s
+        lengths = [item.num_drafts for item in work]
+        if lengths and all(lengths):
+            is_steady = all(item.sequence.drafting.previous_length == item.num_drafts for item in work)
+            self._lengths.cost.observe_drafting(lengths, num_module_rows, took_s, is_steady=is_steady)
+        for item in work:
+            item.sequence.drafting.previous_length = item.num_drafts
 
     def _choose(self, sequences: SequenceOf[Sequence]) -> dict[Sequence, int]:
         if not sequences:
             return {}
-        everybody = self._acceptance.rates([PRIOR_RATE] * self._lengths.max_drafts, PRIOR_WEIGHT)
-        choice = self._lengths.choose([self._drafting(sequence, everybody) for sequence in sequences])
+        limits = [max(0, min(self._lengths.max_drafts, sequence.num_left - 1)) for sequence in sequences]
+        last = [sequence.drafting.last_length for sequence in sequences]
+        choice = self._lengths.without_rates(limits, last)
+        if choice is None:
+            choice = self._lengths.choose(self._drafting(sequences, limits))
         self.stats.chose(choice.lengths, choice.reason)
         if choice.reason not in ("learning", "probe"):  # those are tries, nothing to stick to
             for sequence, length in zip(sequences, choice.lengths, strict=True):
                 sequence.drafting.last_length = length
         return dict(zip(sequences, choice.lengths, strict=True))
 
-    def _drafting(self, sequence: Sequence, everybody: SequenceOf[float]) -> Drafting:
-        state = sequence.drafting
-        limit = max(0, min(self._lengths.max_drafts, sequence.num_left - 1))
-        return Drafting(state.acceptance.rates(everybody, PRIOR_WEIGHT), limit, state.last_length)
+    def _drafting(self, sequences: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[Drafting]:
+        everybody = self._acceptance.rates([PRIOR_RATE] * self._lengths.max_drafts, PRIOR_WEIGHT)
+        return [
+            Drafting(state.acceptance.rates(everybody, PRIOR_WEIGHT), limit, state.last_length)
+            for state, limit in zip((sequence.drafting for sequence in sequences), limits, strict=True)
+        ]

@@ -7,7 +7,9 @@ caller's to wait for. A failed step may simply be repeated: it wrote nothing but
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actors.attention.batch import build_batch, split
+from actors.attention.history import StepFacts
 from actors.attention.scheduler import Schedule, ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence
 from actors.attention.speculation import Speculation
@@ -22,6 +25,7 @@ from actors.errors import ActorError
 from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestError, SamplingSpec, TokenEvent
 from actors.model.decoder import Decoder, run_passes
 from actors.sampling.sampler import LogitRows, RowFailure, Sampler
+from actors.speculative.stats import SpeculationCounts
 from routing.dispatcher import Dispatcher
 from routing.errors import TransportError
 from routing.load.monitor import LoadMonitor
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = RequestError(ErrorKind.INTERNAL, "Computing this request failed.")
 WARM_UP_ID = "warm-up"
+MAX_UNREAD = 2048  # queue times that wait to be taken
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,14 @@ class BatchShape:
     has_sliding: bool
     num_microbatches: int
     device: str
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What a step computed. num_microbatches: those in flight together."""
+
+    num_rows: int
+    num_microbatches: int
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,10 @@ class EngineStep:
         shape: BatchShape,
         speculation: Speculation | None = None,
         monitor: LoadMonitor | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """speculation: None to decode one token at a time. monitor: what counts the decoder's gates, if any."""
+        """speculation: None to decode one token at a time. monitor: what counts the decoder's gates, if any. clock:
+        seconds, that of `now`; asked for what sequences remember, never for what is done."""
         self.scheduler = scheduler
         self._decoder = decoder
         self._dispatcher = dispatcher
@@ -73,18 +88,31 @@ class EngineStep:
         self._shape = shape
         self._speculation = speculation
         self.monitor = monitor
+        self._clock = clock
         self._news: dict[str, Sequence] = {}  # sequences with something to report
+        self._queue_s: deque[float] = deque(maxlen=MAX_UNREAD)
+        self.on_end: Callable[[Sequence], None] | None = None  # told of each sequence that has ended, once
+        self.map_epoch = 0  # of the map that steps are planned with; set by whoever adopts one
         self.step_id = 0
+        self.last_size = StepSize(0, 0)
         self.is_suspect = False  # every sequence of the last step failed: is it them, or is it us?
 
     def add(self, request: GenerateRequest, now: float) -> None:
         """Queue a request. Raises RequestRejected or EngineOverloaded."""
         self.scheduler.add(request, now)
 
+    @property
+    def speculation_counts(self) -> SpeculationCounts | None:
+        """What drafting came to since birth; None without draft modules. May be read by any thread."""
+        return None if self._speculation is None else self._speculation.counts()
+
     def abort(self, request_id: str) -> None:
         """Forget a sequence; nothing more is reported of it."""
-        self.scheduler.abort(request_id)
+        sequence = self.scheduler.abort(request_id)
         self._news.pop(request_id, None)
+        if sequence is not None:
+            sequence.take_draft_counts()
+            self._tell_end(sequence)
 
     def expire(self, now: float) -> None:
         """End every sequence whose deadline has passed; `take_events` reports them."""
@@ -99,22 +127,38 @@ class EngineStep:
         schedule = self.scheduler.schedule()
         if not schedule.items:
             return
+        began_at = self._clock()
         if self._speculation is not None:
             self._speculation.begin()
-        computed = self._forward(schedule)
+        try:
+            computed = self._forward(schedule)
+        except TransportError:
+            self._remember(schedule, began_at, is_failed=True)
+            raise
         if self.monitor is not None:
             self.monitor.end_step()
         self.scheduler.commit(schedule)
         self._verify(computed)
         if self._speculation is not None:
             self._speculation.draft(computed.items)
+        self._remember(schedule, began_at)
         self.step_id += 1
 
     def take_events(self) -> list[TokenEvent]:
         """News of every sequence since it was last asked for. Must follow every `run`, also one that raised."""
-        events = [event for sequence in self._news.values() if (event := sequence.take_event())]
+        events = []
+        for sequence in self._news.values():
+            event = sequence.take_event()
+            if event is not None:
+                events.append(event)
+                if event.finish_reason is not None:
+                    self._tell_end(sequence)
         self._news.clear()
         return events
+
+    def take_queue_seconds(self) -> tuple[float, ...]:
+        """From arrival to first step, of each sequence that had it since the last call. From any thread."""
+        return tuple(self._queue_s.popleft() for _ in range(len(self._queue_s)))
 
     def fail_all(self, error: RequestError) -> None:
         """End every sequence with `error`; the next `take_events` reports them."""
@@ -175,6 +219,7 @@ class EngineStep:
     def _forward_items(self, items: SequenceOf[ScheduledSequence]) -> Computed:
         shape = self._shape
         parts = split(items) if shape.num_microbatches > 1 else (items,)
+        self.last_size = StepSize(sum(item.num_rows for item in items), len(parts))
         batches = [
             build_batch(part, block_size=shape.block_size, has_sliding=shape.has_sliding, device=shape.device)
             for part in parts
@@ -218,6 +263,21 @@ class EngineStep:
     def _fail(self, sequence: Sequence, error: RequestError) -> None:
         self.scheduler.finish(sequence, FinishReason.ERROR, error)
         self._note([sequence])
+
+    def _remember(self, schedule: Schedule, began_at: float, *, is_failed: bool = False) -> None:
+        """Each sequence's own account of the step."""
+        num_sequences, num_rows = len(schedule.items), sum(item.num_rows for item in schedule.items)
+        step = StepFacts(self.step_id, began_at, self._clock(), num_sequences, num_rows, self.map_epoch, is_failed)
+        for item in schedule.items:
+            history = item.sequence.history
+            is_first = history.first_step_at is None
+            history.add(step, item.sequence.num_completion_tokens)
+            if is_first and history.queue_s is not None:
+                self._queue_s.append(history.queue_s)
+
+    def _tell_end(self, sequence: Sequence) -> None:
+        if self.on_end is not None:
+            self.on_end(sequence)
 
     def _note(self, sequences: Iterable[Sequence]) -> None:
         self._news.update((sequence.request_id, sequence) for sequence in sequences)

@@ -8,12 +8,12 @@ no later row can see are let go. Without draft modules every row is settled when
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.cache.blocks import BlockPool, KvLayout
+from actors.cache.blocks import BlockPool, KvLayout, PoolName, PoolUse
 from actors.cache.prefix_index import PrefixIndex, extend_keys, extend_sliding_keys
 
 INITIAL_CAPACITY = 16
@@ -102,6 +102,12 @@ class KvCache:
         self._index = PrefixIndex(self._full, self._sliding, layout)
         self._enable_prefix_cache = enable_prefix_cache
         self._open: set[SequenceKv] = set()
+
+    @property
+    def pools(self) -> Mapping[PoolName, PoolUse]:
+        """Both pools, one without layers left out."""
+        pools: dict[PoolName, BlockPool] = {"full": self._full, "sliding": self._sliding}
+        return {name: PoolUse(pool.num_referenced, pool.num_blocks) for name, pool in pools.items() if pool.num_blocks}
 
     @property
     def usage(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ class KvLayout:
             return 0
         # A run of n positions that starts anywhere in a block touches at most ceil((n - 1) / block_size) + 1 blocks.
         return self.num_blocks(self.window - 2 + num_rows + self.max_unsettled) + 1
+
+
+PoolName = Literal["full", "sliding"]
+
+
+@dataclass(frozen=True)
+class PoolUse:
+    """Blocks of one pool: held by sequences, and all there are."""
+
+    num_used: int
+    num_blocks: int
 
 
 class BlockPool:

@@ -12,7 +12,7 @@ import torch
 
 from actors.errors import ActorError
 from actors.expert.config import ExpertConfig
-from actors.expert.shard import ExpertShard
+from actors.expert.shard import ExpertShard, Refusal
 from actors.expert.slots import SlotLoader, SlotProgress
 from actors.expert.step import serve_ready
 from actors.kernels.registry import load_kernels
@@ -75,6 +75,15 @@ class ExpertActor:
     def take_sample(self) -> ExpertSample | None:
         """What was computed since the last call; None if nothing was, or nothing is counted."""
         return None if self._shard.monitor is None else self._shard.monitor.take()
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        """The model's number of each MoE layer."""
+        return tuple(spec.layer_id for spec in self._model.moe_layers)
+
+    def refusals(self) -> Mapping[Refusal, int]:
+        """Frames that were not computed, by kind, since birth."""
+        return self._shard.refusals.copy()
 
     def check_health(self) -> None:
         """Raises ActorError when a thread has died or one pass takes longer than the stall time-out."""

@@ -6,7 +6,9 @@ Legend: R rows, P pairs, H hidden size, S expert slots (see routing/plan.py).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from actors.model.config import ModelConfig
 from routing.errors import STALE_MAP
 from routing.experts import EMPTY_SLOT, ExpertMap
 from routing.load.expert_side import ExpertMonitor
+
+Refusal = Literal["map_not_served", "bad_frame", "kernel"]
 
 
 class ExpertShard:
@@ -36,6 +40,7 @@ class ExpertShard:
         self._weights = weights
         self._kernels = kernels
         self.monitor = monitor
+        self.refusals: Counter[Refusal] = Counter()  # frames, by why they were not computed
         self._is_held_by_epoch: Mapping[int, Tensor] = {}
         self.serve([expert_map])
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from actors.expert.shard import ExpertShard
+from routing.errors import STALE_MAP
 from routing.transport.contract import ExpertPort, Work
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def _refuse_illegal(port: ExpertPort, shard: ExpertShard, group: Sequence[Work])
         if fault is None:
             legal.append(work)
         else:
+            shard.refusals["map_not_served" if fault.startswith(STALE_MAP) else "bad_frame"] += 1
             port.refuse(work, fault)
     return legal
 
@@ -87,6 +89,7 @@ def _serve_apart(port: ExpertPort, shard: ExpertShard, group: Sequence[Work], er
         for work in group:
             _serve(port, shard, [work])
         return
+    shard.refusals["kernel"] += 1
     port.refuse(group[0], f"the expert computation failed: {type(error).__name__}")
 
 

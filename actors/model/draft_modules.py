@@ -40,13 +40,18 @@ class DraftModules:
     def run(self, module: int, token_ids: Tensor, hidden: Tensor, inputs: AttentionInputs) -> Tensor:
         """token_ids: int64 [T], for row p the token p + 1 + module. hidden: [T, H], of the module before or, for module
         0, of the trunk, before any final norm. Returns the module's own, [T, H]; its cache holds the rows."""
+        x = self.write(module, token_ids, hidden, inputs)
+        half, spec = self._modules[module].layer.ffn, self._specs[module]
+        assert isinstance(half, DenseWeights), "draft modules have no experts"
+        return self._kernels.dense_half(x, half.norm, half.mlp, spec)
+
+    def write(self, module: int, token_ids: Tensor, hidden: Tensor, inputs: AttentionInputs) -> Tensor:
+        """As `run`, up to the rows in the module's cache, where nobody asks what the module makes of them. Returns its
+        attention half's output, [T, H]."""
         weights, spec = self._modules[module], self._specs[module]
         embedded = functional.embedding(token_ids, self._embed).to(hidden.dtype)
         x = self._kernels.draft_input(embedded, hidden, weights.input)
-        x = self._kernels.attention_half(x, weights.layer.attention, spec, inputs, self._caches[module])
-        half = weights.layer.ffn
-        assert isinstance(half, DenseWeights), "draft modules have no experts"
-        return self._kernels.dense_half(x, half.norm, half.mlp, spec)
+        return self._kernels.attention_half(x, weights.layer.attention, spec, inputs, self._caches[module])
 
     def logits(self, module: int, hidden: Tensor) -> Tensor:
         """hidden: [T, H] of this module. Returns float32 [T, V] for the token after the one that each row has read."""

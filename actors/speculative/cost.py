@@ -1,29 +1,39 @@
 """What a step costs in seconds, learnt from the steps that were run. Pure: durations are given, not measured.
 
 A step reads the weights of every expert it touches and computes its rows, so its time is
-base + per_row * rows + per_expert * distinct experts. A draft pass costs base + per_row * rows, rows counted once for
-each module.
+base + per_row * rows + per_expert * distinct experts. A draft pass runs module after module, so it costs
+per_module * modules + per_row * rows, rows counted once for each module, + per_draft * drafts, for each one's logits.
+Where steps of a size were seen, what they took corrects the formula.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
 
+from routing.load.least_squares import non_negative_fit
+
 FORGETTING = 0.98  # weight of the last observation against the one before
 RIDGE = 1e-4  # keeps the fit defined while all steps look alike
+REFIT_EVERY = 16  # observations; a fit takes longer than a decision
 ENOUGH = 8  # observations before a prediction means something
 SHORTEST = 1e-6  # seconds
+# Standard deviations of logarithms, as of a machine whose neighbours come and go.
+NOISE = 0.1  # of one step around what it should take
+PACE_DRIFT = 0.05  # of the whole machine, from step to step
+SIZE_DRIFT = 0.005  # of one size against the others, from step to step
+UNKNOWN = 0.2  # of a size that was never seen around the formula
+MAX_SURPRISE = 0.4  # what one step can prove at most
+SIZES_PER_DOUBLING = 16  # steps whose rows differ by less than 4 % are of one size
 
 
-def distinct_experts(num_rows: Any, num_experts: int, top_k: int) -> Any:
-    """Experts of one layer that `num_rows` rows touch when the gate spreads evenly: E (1 - (1 - K / E)^rows).
-
-    num_rows: a number or an array; the result is of the same kind."""
-    return num_experts * (1.0 - (1.0 - top_k / num_experts) ** num_rows)
+def distinct_experts(num_rows: float, num_experts: int, top_k: int) -> float:
+    """Experts of one layer that `num_rows` rows touch when the gate spreads evenly: E (1 - (1 - K / E)^rows)."""
+    return float(num_experts * (1.0 - (1.0 - top_k / num_experts) ** num_rows))
 
 
 class LinearCost:
@@ -32,19 +42,29 @@ class LinearCost:
     def __init__(self, num_features: int) -> None:
         self._gram: NDArray[np.float64] = np.zeros((num_features, num_features))
         self._moment: NDArray[np.float64] = np.zeros(num_features)
-        self._coefficients: NDArray[np.float64] = np.zeros(num_features)
+        self._coefficients = (0.0,) * num_features
+        self._num_fitted = 0
         self.num_observed = 0
 
-    def observe(self, features: NDArray[np.float64], seconds: float) -> None:
-        self._forget_along(features)
-        self._gram += np.outer(features, features)
-        self._moment += features * seconds
+    def observe(self, features: Sequence[float], seconds: float) -> None:
+        row = np.array(features)
+        self._forget_along(row)
+        self._gram += np.outer(row, row)
+        self._moment += row * seconds
         self.num_observed += 1
-        self._coefficients = _non_negative_fit(self._gram, self._moment)
 
-    def seconds(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """features: [..., F]. Returns [...]."""
-        predicted: NDArray[np.float64] = features @ self._coefficients
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Seconds for each feature, as of the last few observations."""
+        num_new = self.num_observed - self._num_fitted
+        if num_new >= REFIT_EVERY or (num_new and self.num_observed <= 2 * REFIT_EVERY):
+            self._coefficients = tuple(non_negative_fit(self._gram, self._moment, ridge=RIDGE).tolist())
+            self._num_fitted = self.num_observed
+        return self._coefficients
+
+    def seconds(self, features: Sequence[float]) -> float:
+        """Predicted time."""
+        predicted: float = sum(map(mul, self.coefficients, features))
         return predicted
 
     def _forget_along(self, features: NDArray[np.float64]) -> None:
@@ -57,13 +77,48 @@ class LinearCost:
             self._gram -= (1.0 - FORGETTING) / weight * np.outer(seen, seen)
 
 
+class Deviations:
+    """By how much steps differ from the formula: all of them together (the pace), and those of one size against the
+    others. A Kalman filter of both, in logarithms and without their covariance: a step that takes long is laid to
+    whichever is known less well, so that a slow moment does not make the present size look dear."""
+
+    def __init__(self) -> None:
+        self._pace, self._pace_variance = 0.0, UNKNOWN**2
+        self._sizes: dict[int, tuple[float, float, int]] = {}  # mean, variance, step when it was seen
+        self._num_steps = 0
+
+    @property
+    def pace(self) -> float:
+        """Seconds that pass for each second of the formula."""
+        return math.exp(self._pace)
+
+    def factor(self, num_rows: int) -> float:
+        """Of a step with so many rows, the pace included."""
+        known = self._sizes.get(_size(num_rows))
+        return math.exp(self._pace + (0.0 if known is None else known[0]))
+
+    def observe(self, num_rows: int, ratio: float) -> None:
+        """A step took `ratio` times what the formula says."""
+        self._num_steps += 1
+        size = _size(num_rows)
+        mean, variance, seen_at = self._sizes.get(size, (0.0, UNKNOWN**2, self._num_steps))
+        variance = min(variance + SIZE_DRIFT**2 * (self._num_steps - seen_at), UNKNOWN**2)
+        pace_variance = min(self._pace_variance + PACE_DRIFT**2, UNKNOWN**2)
+        surprise = min(max(math.log(ratio) - self._pace - mean, -MAX_SURPRISE), MAX_SURPRISE)
+        gain, pace_gain = (each / (variance + pace_variance + NOISE**2) for each in (variance, pace_variance))
+        self._sizes[size] = mean + gain * surprise, variance * (1.0 - gain), self._num_steps
+        self._pace += pace_gain * surprise
+        self._pace_variance = pace_variance * (1.0 - pace_gain)
+
+
 class StepCost:
     """Predicts a decode step and a draft pass of one model. Seconds are never 0, so that one can divide by them."""
 
     def __init__(self, num_experts: int, top_k: int, max_drafts: int) -> None:
         self._num_experts, self._top_k = num_experts, top_k
         self._step = LinearCost(3)
-        self._drafting = LinearCost(2)
+        self._drafting = LinearCost(3)
+        self._deviations = Deviations()
         # Rows that a sequence runs through all its modules to draft k tokens: the new ones and those to be repaired.
         self.module_rows = [k * (k + 2) / 2 for k in range(max_drafts + 1)]
 
@@ -73,50 +128,41 @@ class StepCost:
         return min(self._step.num_observed, self._drafting.num_observed) >= ENOUGH
 
     def observe_step(self, num_rows: int, seconds: float) -> None:
-        self._step.observe(self._step_features(num_rows), seconds)
+        self._step.observe(self._features(num_rows), seconds / self._deviations.pace)
+        self._deviations.observe(num_rows, max(seconds, SHORTEST) / self._formula_s(num_rows))
 
-    def observe_drafting(self, lengths: Sequence[int], num_module_rows: int, seconds: float) -> None:
-        """A draft pass for sequences of these lengths; num_module_rows: rows of all modules added up."""
-        self._drafting.observe(np.array([1.0, float(num_module_rows)]), seconds)
-        predicted = self._rows_of(lengths)
-        if predicted:
+    def observe_drafting(
+        self, lengths: Sequence[int], num_module_rows: int, seconds: float, *, is_steady: bool
+    ) -> None:
+        """A draft pass for sequences of these lengths; num_module_rows: rows of all modules added up. is_steady: they
+        had the same lengths before, so none of these rows were left over from shorter ones."""
+        self._drafting.observe((max(lengths, default=0), num_module_rows, sum(lengths)), seconds / self._deviations.pace)
+        predicted = sum(self.module_rows[length] for length in lengths)
+        if predicted and is_steady:
             ratio = num_module_rows / predicted
             for length in set(lengths):
                 self.module_rows[length] *= 1.0 + (1.0 - FORGETTING) * (ratio - 1.0)
 
     def step_seconds(self, num_rows: int) -> float:
-        return max(float(self._step.seconds(self._step_features(num_rows))), SHORTEST)
+        return self._deviations.factor(num_rows) * self._formula_s(num_rows)
 
-    def drafting_seconds(self, lengths: Sequence[int]) -> float:
-        rows = self._rows_of(lengths)
-        return float(self._drafting.seconds(np.array([1.0, rows]))) if rows else 0.0
+    def drafting_seconds(self, num_modules: int, num_module_rows: float, num_drafts: int) -> float:
+        """Of a pass through so many modules."""
+        return self._deviations.pace * self._drafting.seconds((num_modules, num_module_rows, num_drafts))
 
-    def seconds(self, num_rows: NDArray[np.float64], num_module_rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of steps with so many rows, and of draft passes with so many where there are any."""
-        experts = distinct_experts(num_rows, self._num_experts, self._top_k)
-        steps = self._step.seconds(np.stack([np.ones(len(num_rows)), num_rows, experts], axis=1))
-        drafting = self._drafting.seconds(np.stack([np.ones(len(num_rows)), num_module_rows], axis=1))
-        total: NDArray[np.float64] = np.maximum(steps, SHORTEST) + np.where(num_module_rows > 0.0, drafting, 0.0)
-        return total
+    def rows(self, length: int, num_tokens: float) -> float:
+        """Module rows that a sequence costs when it drafts `length` tokens and so gains `num_tokens` a step: those of
+        the draft pass, and those that it leaves for later. A module that is left out sees these tokens another day, and
+        then runs behind all modules before it."""
+        max_drafts = len(self.module_rows) - 1
+        return self.module_rows[length] + (max_drafts * num_tokens if length < max_drafts else 0.0)
 
-    def _rows_of(self, lengths: Sequence[int]) -> float:
-        return sum(self.module_rows[length] for length in lengths)
+    def _formula_s(self, num_rows: int) -> float:
+        return max(self._step.seconds(self._features(num_rows)), SHORTEST)
 
-    def _step_features(self, num_rows: int) -> NDArray[np.float64]:
-        return np.array([1.0, float(num_rows), distinct_experts(num_rows, self._num_experts, self._top_k)])
+    def _features(self, num_rows: int) -> tuple[float, float, float]:
+        return 1.0, float(num_rows), distinct_experts(num_rows, self._num_experts, self._top_k)
 
 
-def _non_negative_fit(gram: NDArray[np.float64], moment: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ridge regression; features that would count negatively are left out, the worst first."""
-    active = list(range(len(moment)))
-    # Each feature by its own size: rows count in hundreds where the base counts once.
-    ridged = gram + RIDGE * np.diag(np.diag(gram))
-    while active:
-        sub = ridged[np.ix_(active, active)]
-        solved = np.linalg.solve(sub, moment[active])
-        if solved.min() >= 0.0:
-            result = np.zeros(len(moment))
-            result[active] = solved
-            return result
-        active.pop(int(solved.argmin()))
-    return np.zeros(len(moment))
+def _size(num_rows: int) -> int:
+    return round(SIZES_PER_DOUBLING * math.log2(max(num_rows, 1)))

@@ -6,17 +6,21 @@ those before it were. The price is the predicted time of the draft pass and of t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Literal
-
-import numpy as np
 
 from actors.speculative.cost import StepCost
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-PROBE_EVERY = 32  # steps after which everybody tries another length: what nobody tries is never seen again
+DECIDE_EVERY = 8  # steps: deciding takes as long as a row of a small model
+PROBE_EVERY = 4  # decisions after which everybody tries another length: what nobody tries is never seen again
+PROBE_AT_MOST_EVERY = 16  # decisions, while tries teach nothing new
+PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
+SURPRISE = 1.05  # by how much
+WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
 LEARNING_STEPS = 24  # steps that try every length in turn, to learn what they cost
 
 
@@ -46,50 +50,125 @@ class DraftLengths:
         self.max_drafts = max_drafts
         self.cost = cost
         self._num_choices = 0
+        self._probes = _Probes(max_drafts)
+
+    def without_rates(self, limits: Sequence[int], last: Sequence[int | None]) -> Choice | None:
+        """The choice where it needs no acceptance rates; None where `choose` must decide. Call it first, once a step.
+
+        limits, last: as in Drafting, for each sequence."""
+        if self._mode == "fixed":
+            return Choice(tuple(limits), "fixed")
+        self._num_choices += 1
+        known = [length for length in last if length is not None]
+        if self._is_learning or self._num_choices % DECIDE_EVERY == 0 or len(known) < len(last):
+            return None
+        return Choice(tuple(map(min, known, limits)), "kept")
 
     def choose(self, sequences: Sequence[Drafting]) -> Choice:
-        if self._mode == "fixed":
-            return Choice(tuple(s.limit for s in sequences), "fixed")
-        self._num_choices += 1
-        if self._num_choices <= LEARNING_STEPS or not self.cost.is_known:
-            length = self._num_choices % (self.max_drafts + 1)
-            return Choice(tuple(min(length, s.limit) for s in sequences), "learning")
+        """The choice for this batch."""
+        if self._is_learning:
+            return Choice(_uniform(self._num_choices % (self.max_drafts + 1), sequences), "learning")
         best = best_lengths(sequences, self.cost)
         last = tuple(k if s.last is None else min(s.last, s.limit) for k, s in zip(best, sequences, strict=True))
-        if self._num_choices % PROBE_EVERY == 0:
-            return Choice(self._probe(sequences), "probe")
-        if tokens_per_second(best, sequences, self.cost) < HYSTERESIS * tokens_per_second(last, sequences, self.cost):
+        best_rate, last_rate = (tokens_per_second(each, sequences, self.cost) for each in (best, last))
+        probe = self._probes.due(sequences, self.cost, best_rate, last)
+        if probe is not None:
+            return Choice(probe, "probe")
+        if best_rate < HYSTERESIS * last_rate:
             return Choice(last, "kept")
         return Choice(best, "faster")
 
-    def _probe(self, sequences: Sequence[Drafting]) -> tuple[int, ...]:
-        """Each length in turn: long ones show how often late drafts are accepted, short ones what a step without them
-        costs. Prices learnt in a bad moment would otherwise keep a batch at its length for good."""
-        length = self._num_choices // PROBE_EVERY % (self.max_drafts + 1)
-        return tuple(min(length, s.limit) for s in sequences)
+    @property
+    def _is_learning(self) -> bool:
+        return self._num_choices <= LEARNING_STEPS or not self.cost.is_known
+
+
+class _Probes:
+    """When everybody tries another length, each in turn: long ones show how often late drafts are accepted, short ones
+    what a step without them costs. Prices learnt in a bad moment would otherwise keep a batch at its length for good.
+
+    Tries that teach nothing become rarer; one that turns out better than expected is soon repeated.
+    """
+
+    def __init__(self, max_drafts: int) -> None:
+        self._max_drafts = max_drafts
+        self._wait = self._interval = PROBE_EVERY
+        self._length = 0
+        self._expected: float | None = None  # what the last try promised beforehand, as a share of the best choice
+
+    def due(
+        self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float, last: tuple[int, ...]
+    ) -> tuple[int, ...] | None:
+        """The lengths to try in this step, if any. best_rate: tokens per second that the best choice promises. last:
+        the present lengths, which need no try."""
+        is_better = self._expected is not None and self._promise(sequences, cost, best_rate) > SURPRISE * self._expected
+        if self._expected is not None:
+            self._expected = None
+            self._interval = PROBE_EVERY if is_better else min(2 * self._interval, PROBE_AT_MOST_EVERY)
+            self._wait = PROBE_AGAIN_AFTER if is_better else self._interval
+        self._wait -= 1
+        if self._wait > 0:
+            return None
+        if not is_better:
+            self._turn(sequences, cost, best_rate, last)
+        self._expected = self._promise(sequences, cost, best_rate)
+        return _uniform(self._length, sequences)
+
+    def _turn(
+        self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float, last: tuple[int, ...]
+    ) -> None:
+        """To the next length that might pay."""
+        for _ in range(self._max_drafts):
+            self._length = (self._length + 1) % (self._max_drafts + 1)
+            might_pay = self._length <= 1 or self._promise(sequences, cost, best_rate) >= WORTH_A_TRY
+            if might_pay and _uniform(self._length, sequences) != last:
+                return
+
+    def _promise(self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float) -> float:
+        return tokens_per_second(_uniform(self._length, sequences), sequences, cost) / best_rate
 
 
 def best_lengths(sequences: Sequence[Drafting], cost: StepCost) -> tuple[int, ...]:
     """The lengths that maximise expected tokens per second of this batch.
 
-    A later draft is never likelier to be kept than the one before it, so taking drafts in the order of their chances
-    fills every sequence from the front, and one pass over the batch finds the best of these choices. The order leaves
-    out that a deeper draft runs more module rows; where those are dear, another choice may be faster by a per cent.
+    For each depth: a later draft is never likelier to be kept than the one before it, so taking drafts in the order of
+    their chances fills every sequence from the front, and one pass over the batch finds the best of these choices. The
+    order leaves out that a deeper draft runs more module rows; where those are dear, another choice may be faster by a
+    per cent.
     """
-    candidates = _by_chance(sequences)
-    tokens = len(sequences) + np.cumsum([0.0, *(chance for chance, _, _ in candidates)])
-    num_rows = len(sequences) + np.arange(len(candidates) + 1, dtype=np.float64)
-    module_rows = np.cumsum([0.0, *(cost.module_rows[k] - cost.module_rows[k - 1] for _, k, _ in candidates)])
-    num_drafts = int(np.argmax(tokens / cost.seconds(num_rows, module_rows)))
-    taken = Counter(idx for _, _, idx in candidates[:num_drafts])
-    return tuple(taken[idx] for idx in range(len(sequences)))
+    ranked = _by_chance(sequences)
+    num_sequences = len(sequences)
+    step_s = [cost.step_seconds(num_sequences + count) for count in range(len(ranked) + 1)]
+    idle_rows = num_sequences * cost.rows(0, 1.0)
+    num_taken, best_depth = 0, 0
+    best_rate = num_sequences / (step_s[0] + cost.drafting_seconds(0, idle_rows, 0))
+    for depth in range(1, 1 + max((s.limit for s in sequences), default=0)):
+        tokens, module_rows, gained = float(num_sequences), idle_rows, [1.0] * num_sequences
+        for count, (chance, number, idx) in enumerate((each for each in ranked if each[1] <= depth), start=1):
+            before = cost.rows(number - 1, gained[idx])
+            gained[idx] += chance
+            tokens += chance
+            module_rows += cost.rows(number, gained[idx]) - before
+            rate = tokens / (step_s[count] + cost.drafting_seconds(depth, module_rows, count))
+            if rate > best_rate:
+                num_taken, best_rate, best_depth = count, rate, depth
+    lengths = [0] * num_sequences
+    for _, _, idx in [each for each in ranked if each[1] <= best_depth][:num_taken]:
+        lengths[idx] += 1
+    return tuple(lengths)
 
 
 def tokens_per_second(lengths: Sequence[int], sequences: Sequence[Drafting], cost: StepCost) -> float:
     """What a choice promises."""
-    chances = (_chances(s.rates[:length]) for length, s in zip(lengths, sequences, strict=True))
-    tokens = len(lengths) + sum(map(sum, chances))
-    return tokens / (cost.step_seconds(len(lengths) + sum(lengths)) + cost.drafting_seconds(lengths))
+    tokens = [1.0 + sum(_chances(s.rates[:length])) for length, s in zip(lengths, sequences, strict=True)]
+    module_rows = sum(map(cost.rows, lengths, tokens))
+    num_drafts = sum(lengths)
+    drafting_s = cost.drafting_seconds(max(lengths), module_rows, num_drafts)
+    return sum(tokens) / (cost.step_seconds(len(lengths) + num_drafts) + drafting_s)
+
+
+def _uniform(length: int, sequences: Sequence[Drafting]) -> tuple[int, ...]:
+    return tuple(min(length, s.limit) for s in sequences)
 
 
 def _by_chance(sequences: Sequence[Drafting]) -> list[tuple[float, int, int]]:
@@ -105,8 +184,4 @@ def _by_chance(sequences: Sequence[Drafting]) -> list[tuple[float, int, int]]:
 
 def _chances(rates: Sequence[float]) -> list[float]:
     """Chance that each draft is kept: products of the conditional rates."""
-    chances, chance = [], 1.0
-    for rate in rates:
-        chance *= rate
-        chances.append(chance)
-    return chances
+    return list(accumulate(rates, mul))

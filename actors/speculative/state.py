@@ -32,7 +32,8 @@ class DraftState:
         self._hidden: list[Tensor] = []
         self._num_rows = 0
         self.drafts: tuple[Draft, ...] = ()
-        self.last_length: int | None = None  # None: nobody has chosen yet
+        self.last_length: int | None = None  # that was chosen because it pays; None: nobody has chosen yet
+        self.previous_length = 0  # that was drafted in the last draft pass
         self.acceptance = request_acceptance(num_modules)
         self._counts = NO_DRAFTS
 

@@ -1,4 +1,5 @@
-"""The routes of the operator's application. All but /health need the token; failures go to the one error table."""
+"""The routes of the operator's application. All but /health and the console's page need the token; failures go to the
+one error table."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from cluster.admin.console import ConsoleRoutes, is_public
 from cluster.admin.control import ExpertControl
 from cluster.admin.origin import SameSiteMiddleware
 from cluster.admin.paths import BALANCER, EXPERTS, PIN, REBALANCE
@@ -63,13 +65,14 @@ def create_admin_app(control: ExpertControl, token_file: Path, host: str = DEFAU
     # No documentation routes, and no redirects, which would be built from a header the client chooses.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     AdminRoutes(control).add_to(app)
+    ConsoleRoutes(control).add_to(app)
     install_error_handlers(app, RETRY_AFTER_S)
     # The last added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=MAX_BODY_BYTES)
     app.add_middleware(
         ConcurrencyMiddleware, max_concurrent_requests=MAX_CONCURRENT_REQUESTS, retry_after_s=RETRY_AFTER_S
     )
-    app.add_middleware(AuthMiddleware, keys=KeyFile(token_file))
+    app.add_middleware(AuthMiddleware, keys=KeyFile(token_file), is_public=is_public)
     app.add_middleware(SameSiteMiddleware, host=host)
     app.add_middleware(LastResortMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.experts_status import BalancerStatus, ExpertStatus, ExpertTierStatus, Proposal
 
@@ -11,6 +11,14 @@ class ExpertControl(Protocol):
     """Implemented by the coordinator. Orders raise InvalidOrder with a sentence that says what to do."""
 
     async def expert_status(self) -> ExpertTierStatus: ...
+
+    async def operator_state(self) -> dict[str, Any]:
+        """Everything the console shows, as plain values."""
+        ...
+
+    async def map_document(self) -> dict[str, Any]:
+        """Which expert is in which slot, as plain values."""
+        ...
 
     async def rebalance(self, *, is_dry_run: bool) -> Proposal:
         """Begin a rebalance now, or only say what it would do."""

@@ -11,15 +11,23 @@ from cluster.api.auth import AuthMiddleware, KeyFile
 from cluster.api.engine import Engine
 from cluster.api.errors import LastResortMiddleware, install_error_handlers
 from cluster.api.limits import BodyLimitMiddleware, ConcurrencyMiddleware, RequestIdMiddleware
+from cluster.api.metrics import ApiMetrics
+from cluster.api.observation import ObservationMiddleware
 from cluster.api.openai import OpenAiRoutes
 from cluster.api.served_model import load_served_model
 from cluster.api.settings import ApiSettings
 from cluster.errors import NotReady
+from ops.telemetry.meter import Meter, SilentMeter
+from ops.telemetry.spec import Owner
+from ops.telemetry.tracing import NO_TRACING, Tracing
 
 
-def create_app(settings: ApiSettings, engine: Engine) -> FastAPI:
+def create_app(
+    settings: ApiSettings, engine: Engine, *, meter: Meter | None = None, tracing: Tracing = NO_TRACING
+) -> FastAPI:
     """The application for one checkpoint. Reads its tokenizer and template: about a second for the real one.
 
+    meter: of the gateway; None records nothing. tracing: the caller closes it.
     Raises CheckpointError if they cannot be served. A key file that cannot be used is logged and allows nobody.
     """
     model = load_served_model(settings.checkpoint, settings.max_context_tokens)
@@ -29,6 +37,9 @@ def create_app(settings: ApiSettings, engine: Engine) -> FastAPI:
     _add_operator_routes(app, settings, engine)
     install_error_handlers(app, settings.limits.retry_after_s)
     _add_middlewares(app, settings)
+    # Outside of what may refuse a request, inside of what names it.
+    app.add_middleware(ObservationMiddleware, metrics=ApiMetrics(meter or SilentMeter(Owner.GATEWAY)), tracing=tracing)
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 
@@ -57,7 +68,7 @@ def _add_operator_routes(app: FastAPI, settings: ApiSettings, engine: Engine) ->
 
 
 def _add_middlewares(app: FastAPI, settings: ApiSettings) -> None:
-    """The last added is the outermost: id, what nothing else handles, key, place, body."""
+    """The last added is the outermost: what nothing else handles, key, place, body."""
     limits = settings.limits
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=limits.max_body_bytes)
     app.add_middleware(
@@ -68,4 +79,3 @@ def _add_middlewares(app: FastAPI, settings: ApiSettings) -> None:
     if settings.api_keys_file is not None:
         app.add_middleware(AuthMiddleware, keys=KeyFile(settings.api_keys_file))
     app.add_middleware(LastResortMiddleware)
-    app.add_middleware(RequestIdMiddleware)

@@ -6,16 +6,17 @@ import hashlib
 import hmac
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.errors import error_response
+from cluster.api.observation import observation_of
+from cluster.api.paths import PUBLIC_PATHS
 from cluster.errors import Unauthorized
 
 logger = logging.getLogger(__name__)
-
-PUBLIC_PATHS = frozenset({"/health", "/ready"})
 
 _HASHED_LINE = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _PLAIN_LINE = re.compile(r"(?!sha256:)[\x21-\x7e]+")
@@ -74,15 +75,21 @@ class AuthMiddleware:
     Decides on the path that will be routed (`scope["path"]`), never on a URL rebuilt from headers.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyFile) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyFile, is_public: Callable[[str], bool] = PUBLIC_PATHS.__contains__
+    ) -> None:
+        """is_public: whether a path needs no key."""
         self._app = app
         self._keys = keys
+        self._is_public = is_public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in PUBLIC_PATHS)
+        is_open = scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_public(scope["path"]))
         if is_open or self._is_allowed(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
+            is_missing = all(name != b"authorization" for name, _ in scope["headers"])
+            observation_of(scope).unauthorized("missing" if is_missing else "unknown")
             await error_response(Unauthorized("The API key is missing or not known."))(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from actors.messages import TokenLogprob
 from cluster.api.choice import Delta, ScoredToken
-from cluster.api.generation import Usage
 from cluster.api.text import Tokenizer
 from cluster.api.tool_arguments import CallPiece
+from cluster.api.usage import Usage
 
 IMPOSSIBLE_LOGPROB = -9999.0
 

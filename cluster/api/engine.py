@@ -24,7 +24,8 @@ class Engine(Protocol):
         """The events of one sequence; the last one has a finish_reason. Nothing runs before the first `anext`.
 
         Closing the iterator (`aclose`, or cancelling the task that awaits it) aborts the sequence at once.
-        Failures come as an event with `error`, or are raised: RequestRejected, EngineOverloaded, ExpertsUnavailable.
+        Failures come as an event with `error`, or are raised: RequestRejected, EngineOverloaded, ExpertsUnavailable,
+        NotReady.
         """
         ...
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.errors import ActorError, EngineOverloaded, ExpertsUnavailable, RequestRejected
 from actors.messages import ErrorKind
+from cluster.api.observation import observation_of
 from cluster.errors import (
     ApiError,
     BodyTooLarge,
@@ -126,6 +127,7 @@ def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
     """Routes every failure that has a line in the table through it; the rest is for `LastResortMiddleware`."""
 
     async def respond(request: Request, error: Exception) -> JSONResponse:
+        observation_of(request.scope).failed(error)
         log_failure(request_id_of(request.scope), error)
         return error_response(error, retry_after_s)
 
@@ -152,6 +154,7 @@ class LastResortMiddleware:
         except Exception as error:
             if has_started or scope["type"] != "http":
                 raise  # the server closes the connection, which is all that is left to say
+            observation_of(scope).failed(error)
             log_failure(request_id_of(scope), error)
             await error_response(error)(scope, receive, send)
 

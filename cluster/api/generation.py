@@ -6,14 +6,15 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import TracebackType
 
-from actors.messages import NO_DRAFTS, DraftCounts, ErrorKind
+from actors.messages import NO_DRAFTS, ErrorKind
 from cluster.api.choice import Choice, ChoicePlan, Delta
 from cluster.api.engine import Engine
 from cluster.api.errors import ANSWERS
+from cluster.api.generation_record import GenerationRecord
 from cluster.api.text import Tokenizer
+from cluster.api.usage import Usage
 from cluster.errors import GenerationFailed
 
 MAX_QUEUED_DELTAS = 64
@@ -21,24 +22,16 @@ MAX_QUEUED_DELTAS = 64
 DEADLINE_GRACE_S = 5.0
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one HTTP request. A prompt counts once however many choices it has."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
-    draft_counts: DraftCounts = NO_DRAFTS
-
-
 class Generation:
     """An async context: entering starts the sequences, leaving it aborts whatever still runs."""
 
-    def __init__(self, engine: Engine, plans: Sequence[ChoicePlan], tokenizer: Tokenizer) -> None:
-        """plans: at least one; `index` counts from 0 in order."""
+    def __init__(
+        self, engine: Engine, plans: Sequence[ChoicePlan], tokenizer: Tokenizer, record: GenerationRecord | None = None
+    ) -> None:
+        """plans: at least one; `index` counts from 0 in order. record: None to record nothing."""
         self._engine = engine
         self._choices = [Choice(plan, tokenizer) for plan in plans]
+        self._record = record or GenerationRecord()
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue(MAX_QUEUED_DELTAS)
         self._tasks: list[asyncio.Task[None]] = []
         self._deadline = 0.0
@@ -47,6 +40,7 @@ class Generation:
     async def __aenter__(self) -> Generation:
         timeout_s = max(choice.plan.request.deadline_s for choice in self._choices) + DEADLINE_GRACE_S
         self._deadline = asyncio.get_running_loop().time() + timeout_s
+        self._record.opened([choice.plan for choice in self._choices])
         self._tasks = [asyncio.create_task(self._follow(choice)) for choice in self._choices]
         return self
 
@@ -56,6 +50,7 @@ class Generation:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._record.closed(self.usage)
 
     @property
     def num_choices(self) -> int:
@@ -85,7 +80,9 @@ class Generation:
                 news = await self._queue.get()
         except TimeoutError:
             if remaining_s <= patience_s:
-                raise GenerationFailed(ErrorKind.DEADLINE, ANSWERS[ErrorKind.DEADLINE].sentence) from None
+                late = GenerationFailed(ErrorKind.DEADLINE, ANSWERS[ErrorKind.DEADLINE].sentence)
+                self._record.failed(late)
+                raise late from None
             return None
         if isinstance(news, Exception):
             raise news
@@ -104,6 +101,7 @@ class Generation:
         try:
             last = await self._follow_to_end(choice)
         except Exception as error:  # noqa: BLE001  crosses to the consumer, which raises it
+            self._record.failed(error, choice)
             await self._queue.put(error)
         else:
             await self._queue.put(last)
@@ -112,6 +110,7 @@ class Generation:
         async with aclosing(self._engine.generate(choice.plan.request)) as events:
             async for event in events:
                 delta = choice.feed(event)
+                self._record.fed(choice, delta)
                 if choice.is_finished:
                     # Leaving closes the sequence before the last news is queued: a slow reader cannot keep it alive.
                     return delta

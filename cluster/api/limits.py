@@ -8,8 +8,9 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.api.auth import PUBLIC_PATHS
 from cluster.api.errors import error_response
+from cluster.api.observation import observation_of
+from cluster.api.paths import PUBLIC_PATHS
 from cluster.errors import BodyTooLarge, TooManyRequests
 
 CLIENT_ID = b"x-client-request-id"
@@ -57,6 +58,7 @@ class BodyLimitMiddleware:
         declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
         # More digits than any real length: not worth parsing, and int() of very many digits is slow.
         if len(declared) > 18 or (declared.isdigit() and int(declared) > self._max_body_bytes):
+            observation_of(scope).failed(too_large)
             await error_response(too_large)(scope, receive, send)
             return
         num_received = 0
@@ -86,6 +88,7 @@ class ConcurrencyMiddleware:
             await self._app(scope, receive, send)
         elif self._num_free <= 0:
             refusal = TooManyRequests("This gateway answers as many requests as it can; try again soon.")
+            observation_of(scope).failed(refusal)
             await error_response(refusal, self._retry_after_s)(scope, receive, send)
         else:
             self._num_free -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,12 +17,16 @@ from cluster.api.choice import ChoicePlan
 from cluster.api.engine import Engine
 from cluster.api.errors import request_id_of
 from cluster.api.generation import Generation
+from cluster.api.generation_record import GenerationRecord
+from cluster.api.observation import Observation, observation_of
 from cluster.api.prepare import plan_chat, plan_completion
+from cluster.api.request_span import prompt_attributes, request_attributes
 from cluster.api.schema import Body, ChatBody, CompletionBody, SamplingBody, parse_body
 from cluster.api.served_model import ServedModel
 from cluster.api.settings import ApiLimits, ApiSettings
 from cluster.api.stream import EventStream, WholeAnswer
 from cluster.errors import BodyTooSlow, UnknownModel
+from ops.telemetry.genai import CHAT, TEXT_COMPLETION
 
 Planner = Callable[[Body, ServedModel, ApiLimits, str], list[ChoicePlan]]
 
@@ -48,6 +52,7 @@ class OpenAiRoutes:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
+        self._begin(CHAT, request)
         body = await self._parse(ChatBody, request)
         plans = await self._plan(plan_chat, body, request)
         bodies = ChatBodies(
@@ -55,14 +60,15 @@ class OpenAiRoutes:
             self.model.tokenizer,
             reasoning_fields=() if body.include_reasoning is False else REASONING_FIELDS,
         )
-        return self._answer(body, plans, bodies)
+        return self._answer(body, plans, bodies, request)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
+        self._begin(TEXT_COMPLETION, request)
         body = await self._parse(CompletionBody, request)
         plans = await self._plan(plan_completion, body, request)
         bodies = CompletionBodies(self._head("cmpl-", body, request), self.model.tokenizer)
-        return self._answer(body, plans, bodies)
+        return self._answer(body, plans, bodies, request)
 
     async def models(self) -> dict[str, Any]:
         """GET /v1/models."""
@@ -73,6 +79,10 @@ class OpenAiRoutes:
         self._check_name(model_id)
         return self._card()
 
+    def _begin(self, operation: str, request: Request) -> None:
+        """The span's name is what the conventions ask for: the client's own words are in its attributes."""
+        observation_of(request.scope).begin_span(f"{operation} {self.settings.model_name}")
+
     async def _parse(self, kind: type[Body], request: Request) -> Body:
         try:
             async with asyncio.timeout(self.settings.limits.body_timeout_s):
@@ -81,15 +91,24 @@ class OpenAiRoutes:
             raise BodyTooSlow("The body did not arrive in time.") from error
         body = parse_body(kind, raw)
         self._check_name(body.model)
+        self._describe(body, request)
         return body
+
+    def _describe(self, body: SamplingBody, request: Request) -> None:
+        observation, request_id = observation_of(request.scope), request_id_of(request.scope)
+        observation.describe(lambda: request_attributes(body, request_id))
+        if observation.captures_content:
+            observation.describe(lambda: prompt_attributes(body))
 
     async def _plan(self, planner: Planner[Body], body: Body, request: Request) -> list[ChoicePlan]:
         """In a thread: a long prompt takes long to tokenise, and other streams must go on."""
         request_id = request_id_of(request.scope)
-        return await asyncio.to_thread(planner, body, self.model, self.settings.limits, request_id)
+        plans = await asyncio.to_thread(planner, body, self.model, self.settings.limits, request_id)
+        return _traced(plans, observation_of(request.scope))
 
-    def _answer(self, body: SamplingBody, plans: list[ChoicePlan], bodies: Bodies) -> Response:
-        generation = Generation(self.engine, plans, self.model.tokenizer)
+    def _answer(self, body: SamplingBody, plans: list[ChoicePlan], bodies: Bodies, request: Request) -> Response:
+        record = GenerationRecord(observation_of(request.scope), is_stream=bool(body.stream))
+        generation = Generation(self.engine, plans, self.model.tokenizer, record)
         if not body.stream:
             return WholeAnswer(generation, bodies)
         keep_alive_s = self.settings.limits.keep_alive_s
@@ -115,3 +134,14 @@ class OpenAiRoutes:
     def _check_name(self, name: str) -> None:
         if name != self.settings.model_name:
             raise UnknownModel("The model does not exist, or is not served here.", "model")
+
+
+def _traced(plans: list[ChoicePlan], observation: Observation) -> list[ChoicePlan]:
+    """The plans, each with the request's span for the engine to go on from."""
+    trace = observation.trace
+    if not trace.traceparent:
+        return plans
+    return [
+        replace(plan, request=replace(plan.request, traceparent=trace.traceparent, tracestate=trace.tracestate))
+        for plan in plans
+    ]

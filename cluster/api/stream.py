@@ -15,6 +15,7 @@ from cluster.api.bodies import Bodies
 from cluster.api.choice import Delta, join_deltas
 from cluster.api.errors import error_body, log_failure, request_id_of
 from cluster.api.generation import Generation
+from cluster.api.observation import observation_of
 from cluster.errors import ClientGone
 
 logger = logging.getLogger(__name__)
@@ -71,11 +72,12 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what failed before the first byte."""
         try:
-            await until_disconnect(receive, self._run(request_id_of(scope), send))
+            await until_disconnect(receive, self._run(scope, send))
         except ClientGone:
+            observation_of(scope).left()
             logger.info("request %s: the client left", request_id_of(scope))
 
-    async def _run(self, request_id: str, send: Send) -> None:
+    async def _run(self, scope: Scope, send: Send) -> None:
         wire = _Wire(send, self._keep_alive_s)
         async with self._generation as generation:
             first = await generation.next(wire.patience_s)
@@ -85,7 +87,8 @@ class EventStream(Response):
             except ClientGone:
                 raise
             except Exception as error:  # noqa: BLE001  the status is sent; the stream is the only place left
-                log_failure(request_id, error)
+                observation_of(scope).failed(error)
+                log_failure(request_id_of(scope), error)
                 await wire.write(event(error_body(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

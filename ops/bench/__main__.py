@@ -34,9 +34,11 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "speculation": ("ops.bench.speculation",),
     "lossless": ("ops.bench.lossless",),
     "monitor": ("ops.bench.monitor",),
+    "dispatch-plan": ("ops.bench.dispatch_plan",),
     "placement": ("ops.bench.placement",),
     "rebalance": ("ops.bench.rebalance",),
     "forecast": ("ops.bench.forecast",),
+    "autoscaling": ("ops.bench.autoscaling",),
 }
 
 

@@ -69,8 +69,10 @@ class TimedCost(StepCost):
         super().__init__(model.num_experts, model.top_k, max_drafts)
         self.draft_seconds: list[float] = []
 
-    def observe_drafting(self, lengths: Sequence[int], num_module_rows: int, seconds: float) -> None:
-        super().observe_drafting(lengths, num_module_rows, seconds)
+    def observe_drafting(
+        self, lengths: Sequence[int], num_module_rows: int, seconds: float, *, is_steady: bool
+    ) -> None:
+        super().observe_drafting(lengths, num_module_rows, seconds, is_steady=is_steady)
         self.draft_seconds.append(seconds)
 
 

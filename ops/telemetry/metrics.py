@@ -237,7 +237,7 @@ TRANSPORT = (
     ),
     _attention.counter(
         "step35_exchange_bytes_total",
-        "Bytes of frames exchanged with the expert ranks.",
+        "Bytes of rows, pairs and outputs exchanged with the expert ranks; headers are left out.",
         Label("direction", ("sent", "received")),
         unit="bytes",
     ),
@@ -249,15 +249,15 @@ TRANSPORT = (
     _expert.counter(
         "step35_frames_refused_total",
         "Frames this rank refused, by kind.",
-        Label("kind", ("map_not_served", "bad_slot", "bad_frame", "kernel")),
+        Label("kind", ("map_not_served", "bad_frame", "kernel")),
     ),
 )
 
 PIPELINE = (
     _attention.counter(
         "step35_step_part_seconds_total",
-        "Where the seconds of steps go; expert: as the ranks report it, combine_wait: what nothing else hid.",
-        Label("part", ("attention", "dispatch", "expert", "combine_wait")),
+        "Where the seconds of steps go. combine_wait: for experts, what nothing else hid, and summing their answers.",
+        Label("part", ("attention", "dispatch", "combine_wait", "draft")),
         unit="seconds",
     ),
 )
@@ -274,7 +274,7 @@ BALANCER = (
         "step35_rebalances_total",
         "Rebalances that ended, by outcome and by what started them.",
         Label("outcome", ("done", "abandoned")),
-        Label("trigger", ("load", "drift", "manual", "pin", "resumed")),
+        Label("trigger", ("load", "drift", "manual", "pin", "resumed", "doomed", "returned")),
     ),
     _coordinator.histogram("step35_rebalance_seconds", "Duration of a rebalance.", unit="seconds", buckets=CHANGE_S),
     _coordinator.gauge(

@@ -7,11 +7,11 @@ each expert's weights are read once; at large ones the second.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from routing.load.least_squares import non_negative_fit
 from routing.load.sums import FloatArray
 from routing.load.window import fading
 
@@ -50,8 +50,7 @@ def fit_cost(moments: FloatArray, prior: ExpertCost) -> ExpertCost:
     normal, target = moments[:NUM_TERMS, :NUM_TERMS], moments[:NUM_TERMS, NUM_TERMS]
     if normal[2, 2] < MIN_CALLS or not _is_varied(normal):
         return prior
-    squares = float(moments[NUM_TERMS, NUM_TERMS])
-    prices = min(_candidates(normal, target), key=lambda each: _error(each, normal, target, squares))
+    prices = non_negative_fit(normal, target)
     return ExpertCost(*map(float, prices)) if prices[0] + prices[1] > 0.0 else prior
 
 
@@ -88,22 +87,3 @@ def _is_varied(normal: FloatArray) -> bool:
         return False
     correlation = covariance[0, 1] ** 2 / (covariance[0, 0] * covariance[1, 1])
     return bool(correlation < 1.0 - MIN_VARIATION)
-
-
-def _candidates(normal: FloatArray, target: FloatArray) -> list[FloatArray]:
-    """The least squares solution of every subset of terms, those with a negative price left out. Zero is among them."""
-    found = [np.zeros(NUM_TERMS)]
-    scale = np.sqrt(np.diag(normal))
-    for chosen in product((False, True), repeat=NUM_TERMS):
-        terms = np.flatnonzero(chosen)
-        scaled = normal[np.ix_(terms, terms)] / np.outer(scale[terms], scale[terms])
-        prices = np.zeros(NUM_TERMS)
-        prices[terms] = np.linalg.lstsq(scaled, target[terms] / scale[terms], rcond=None)[0] / scale[terms]
-        if (prices >= 0.0).all():
-            found.append(prices)
-    return found
-
-
-def _error(prices: FloatArray, normal: FloatArray, target: FloatArray, squares: float) -> float:
-    """Sum of squared differences between predicted and measured seconds."""
-    return float(prices @ normal @ prices - 2.0 * prices @ target + squares)

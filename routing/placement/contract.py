@@ -18,6 +18,9 @@ from routing.experts import ExpertMap
 FloatArray = NDArray[np.float64]
 
 
+MAX_PAIRS_PER_TOUCH = 256  # beyond it a copy is never worth a second touch
+
+
 @dataclass(frozen=True)
 class TierCost:
     """Seconds of an expert rank: for each distinct expert that a step touches, and for each (row, expert) pair."""
@@ -29,6 +32,14 @@ class TierCost:
         costs = np.array([self.per_expert_s, self.per_pair_s])
         if not np.isfinite(costs).all() or costs.min() < 0.0 or costs.max() <= 0.0:
             raise ValueError(f"costs must be finite, not negative and not both 0, got {self}")
+
+    @property
+    def pairs_per_touch(self) -> int:
+        """Pairs that cost as much as touching one more expert, 1 to MAX_PAIRS_PER_TOUCH: what a dispatch weighs when it
+        chooses between copies."""
+        if self.per_expert_s >= MAX_PAIRS_PER_TOUCH * self.per_pair_s:
+            return MAX_PAIRS_PER_TOUCH
+        return max(1, round(self.per_expert_s / self.per_pair_s))
 
 
 @dataclass(frozen=True)

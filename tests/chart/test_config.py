@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.resources import process_environment
+from cluster.resources import attention_options, process_environment
 from tests.chart.conftest import PROFILES
 from tests.chart.helm import ROOT, Helm, Rendered
 
@@ -35,6 +35,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "drain": ({"gateway": {"limits": {"request_timeout_s": 90}}}, {"control": {"drain_timeout_s": 90}}),
     "admin": ({"admin": {"enabled": False, "existingSecret": ""}}, {"admin": {"enabled": False}}),
     "log": ({"logLevel": "debug"}, {"log_level": "debug"}),
+    "kubernetes": (
+        {"nodeWatch": {"enabled": True}, "kubernetes": {"topology_labels": ["rack"]}},
+        {"kubernetes": {"enabled": "auto", "nodes": False, "topology_labels": ["rack"]}},
+    ),
 }
 
 
@@ -97,6 +101,7 @@ def test_attention_is_autoscaled_within_its_bounds(gpus: Rendered, demo: Rendere
     (attention,) = [d for d in gpus.serve_config["applications"][0]["deployments"] if d["name"] == "AttentionActor"]
     scaling, group = attention["autoscaling_config"], gpus.group("attention")
     assert attention["num_replicas"] == "auto"
+    assert scaling == attention_options(ClusterConfig.model_validate(gpus.config)).autoscaling_config
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (group["minReplicas"], group["maxReplicas"]) == (2, 8)
     assert gpus.service["rayClusterConfig"]["enableInTreeAutoscaling"] is True
     fixed = demo.group("attention")
@@ -104,11 +109,14 @@ def test_attention_is_autoscaled_within_its_bounds(gpus: Rendered, demo: Rendere
     assert demo.service["rayClusterConfig"]["enableInTreeAutoscaling"] is False
 
 
-def test_a_policy_of_ours_can_be_named(helm: Helm) -> None:
-    """It travels as Serve's schema wants it."""
-    made = helm.template({"autoscaling": {"enabled": True, "policy": "cluster.autoscaling:attention_replicas"}})
+@pytest.mark.parametrize("policy", ["", "site.scaling:policy"])
+def test_another_policy_gets_serves_own_delays(helm: Helm, policy: str) -> None:
+    """Ray's own, and one that the image has besides: Serve keeps the delays for them."""
+    made = helm.template({"autoscaling": {"enabled": True, "policy": policy, "upscaleDelaySeconds": 20}})
     (attention,) = [d for d in made.serve_config["applications"][0]["deployments"] if d["name"] == "AttentionActor"]
-    assert attention["autoscaling_config"]["policy"] == {"policy_function": "cluster.autoscaling:attention_replicas"}
+    scaling = attention["autoscaling_config"]
+    assert scaling.get("policy") == ({"policy_function": policy} if policy else None)
+    assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (20, 1200)
 
 
 def test_the_ep_size_is_fixed_and_spares_come_on_top(helm: Helm) -> None:

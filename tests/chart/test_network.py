@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, PodEnvironment, pod_environment
 from tests.chart.helm import ROOT, Helm, Rendered
+from tests.fakes.kubernetes_api import EVERYTHING
 
 # Ray's own, of pydantic and others, when it is imported
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -118,22 +119,47 @@ def test_the_chart_grants_nothing_by_itself(demo: Rendered, gpus: Rendered) -> N
 
 
 def test_the_watch_may_read_and_write_events_and_no_more(everything: Rendered) -> None:
-    """No secret, no wildcard, no change of pods or nodes; bound to the head's account alone."""
+    """Exactly what the session with Kubernetes asks for, as tests/unit/test_evacuation.py shows: no secret, no
+    wildcard, no change of pods or nodes; bound to the head's account alone."""
     rules = [rule for kind in ("Role", "ClusterRole") for rule in everything.one(kind)["rules"]]
     granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
-    reads = {(resource, verb) for resource in ("pods", "nodes") for verb in ("get", "list", "watch")}
-    assert granted == reads | {("events", "create"), ("events", "patch"), ("rayservices", "get")}
+    assert granted == {(kind, verb) for verb, kind in EVERYTHING}
+    (named,) = (rule["resourceNames"] for rule in rules if rule["resources"] == ["rayservices"])
+    assert named == [everything.one("RayService")["metadata"]["name"]]
     subjects = [s for kind in ("RoleBinding", "ClusterRoleBinding") for s in everything.one(kind)["subjects"]]
     assert {subject["name"] for subject in subjects} == {everything.template("head")["spec"]["serviceAccountName"]}
     assert {subject["namespace"] for subject in subjects} == {"models"}
 
 
-def test_the_watch_is_granted_only_when_there_is_one(demo: Rendered) -> None:
-    """Until a module of ours imports the Kubernetes client, its rights are off by default."""
-    sources = [path for package in ("cluster", "actors", "routing") for path in (ROOT / package).rglob("*.py")]
-    callers = [path.name for path in sources if "kubernetes" in _imports(path.read_text())]
-    is_granted = bool(demo.all_of("Role"))
-    assert is_granted <= bool(callers)
+def test_the_watch_is_granted_only_when_there_is_one(demo: Rendered, gpus: Rendered, everything: Rendered) -> None:
+    """Off by default, and then the coordinator does not look, whatever token the autoscaler's pod has. One file of ours
+    imports the client."""
+    sources = [path for package in ("cluster", "actors", "routing", "ops") for path in (ROOT / package).rglob("*.py")]
+    callers = [path.relative_to(ROOT).as_posix() for path in sources if "kubernetes" in _imports(path.read_text())]
+    assert callers == ["cluster/kube/api.py"]
+    for rendered in (demo, gpus):
+        assert not rendered.all_of("Role")
+        assert ClusterConfig.model_validate(rendered.config).kubernetes.enabled == "off"
+    watching = ClusterConfig.model_validate(everything.config).kubernetes
+    assert (watching.enabled, watching.nodes) == ("auto", True)
+
+
+def test_every_process_knows_its_pod(everything: Rendered) -> None:
+    """By the names that cluster/config.py reads: what the downward API fills in, and the RayService."""
+    for tier in ("head", "attention", "experts"):
+        given = {entry["name"]: entry for entry in everything.container(tier)["env"]}
+        fields = {
+            name: entry["valueFrom"]["fieldRef"]["fieldPath"]
+            for name, entry in given.items()
+            if "fieldRef" in entry.get("valueFrom", {})
+        }
+        known = pod_environment(
+            fields | {name: entry.get("value", "") for name, entry in given.items() if name not in fields}
+        )
+        service = everything.one("RayService")["metadata"]["name"]
+        assert known == PodEnvironment(
+            "metadata.name", "spec.nodeName", "metadata.namespace", "metadata.labels['ray.io/cluster']", service
+        )
 
 
 def _imports(source: str) -> set[str]:

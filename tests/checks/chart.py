@@ -18,6 +18,7 @@ from actors.expert.config import ExpertConfig
 from cluster.api.settings import ApiLimits
 from cluster.balancing import BalancingConfig
 from cluster.config import ClusterConfig
+from cluster.kube.settings import KubernetesConfig
 
 CHART = Path(__file__).parents[2] / "helm" / "step35-cluster"
 README, SCHEMA, VALUES, HEADER = (
@@ -30,6 +31,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], frozenset[str]]] = {
     "expertEngine": (ExpertConfig, frozenset({"device", "deterministic"})),
     "apiLimits": (ApiLimits, frozenset()),
     "balancing": (BalancingConfig, frozenset()),
+    "kubernetes": (KubernetesConfig, frozenset({"enabled", "nodes"})),
     "control": (ClusterConfig.model_fields["control"].annotation, frozenset({"drain_timeout_s"})),  # type: ignore[dict-item]
 }
 MARKER = "<!-- values -->"

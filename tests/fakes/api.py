@@ -15,6 +15,8 @@ from actors.messages import FinishReason, TokenEvent, TokenLogprob
 from cluster.api.app import create_app
 from cluster.api.engine import Engine
 from cluster.api.settings import ApiSettings
+from ops.telemetry.meter import Meter
+from ops.telemetry.tracing import NO_TRACING, Tracing
 from tests.fakes.configs import tiny_config
 from tests.fakes.tokenizer import eos_token_ids, write_tokenizer
 
@@ -48,9 +50,13 @@ def write_model_folder(folder: Path, context_tokens: int = CONTEXT_TOKENS) -> Pa
 
 
 @asynccontextmanager
-async def api_client(folder: Path, engine: Engine, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def api_client(
+    folder: Path, engine: Engine, *, meter: Meter | None = None, tracing: Tracing = NO_TRACING, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the app, in this process. An exception that leaves the app fails the test."""
-    app = create_app(ApiSettings(checkpoint=folder, model_name=MODEL_NAME, **settings), engine)
+    app = create_app(
+        ApiSettings(checkpoint=folder, model_name=MODEL_NAME, **settings), engine, meter=meter, tracing=tracing
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield client
 

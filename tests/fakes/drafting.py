@@ -19,7 +19,7 @@ from actors.model.config import LayerSpec
 from actors.model.decoder import Decoder, run_passes
 from actors.model.draft_modules import DraftModules
 from actors.speculative.cost import StepCost
-from actors.speculative.draft_length import Choice, Drafting, DraftLengths
+from actors.speculative.draft_length import Choice, DraftLengths
 from actors.weights.check import read_model_config
 from actors.weights.loader import load_attention_weights
 from actors.weights.source import SafetensorsSource
@@ -58,8 +58,8 @@ class RandomLengths(DraftLengths):
         super().__init__("fixed", max_drafts, StepCost(num_experts=16, top_k=4, max_drafts=max_drafts))
         self._random = random.Random(seed)
 
-    def choose(self, sequences: SequenceOf[Drafting]) -> Choice:
-        return Choice(tuple(self._random.randint(0, sequence.limit) for sequence in sequences), "fixed")
+    def without_rates(self, limits: SequenceOf[int], last: SequenceOf[int | None]) -> Choice:
+        return Choice(tuple(self._random.randint(0, limit) for limit in limits), "fixed")
 
 
 def draft_by_chance(engine: EngineStep, seed: int = 0) -> None:

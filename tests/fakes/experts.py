@@ -145,6 +145,14 @@ class ScriptedControl:
         await self._enter("status")
         return self.status
 
+    async def operator_state(self) -> dict[str, Any]:
+        await self._enter("state")
+        return {"experts": self.status.to_dict()}
+
+    async def map_document(self) -> dict[str, Any]:
+        await self._enter("map")
+        return {"map_epoch": self.status.map_epoch}
+
     async def rebalance(self, *, is_dry_run: bool) -> Proposal:
         await self._enter("rebalance", is_dry_run)
         return Proposal(

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from actors.attention.counts import AttentionCounts, ExchangeTotals, StepRecord
 from actors.errors import RequestRejected
 from actors.expert.slot_progress import SlotProgress
 from actors.messages import FinishReason, GenerateRequest, LoadReport, TokenEvent
@@ -44,8 +45,15 @@ class FakeExpert:
         """Serves at once whatever it is told to."""
         return SlotProgress(tuple(expert_map.map_epoch for expert_map in self.maps))
 
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return ()
+
     def take_sample(self) -> ExpertSample | None:
         return None
+
+    def refusals(self) -> Mapping[str, int]:
+        return {}
 
     def check_health(self) -> None:
         if self.failure is not None:
@@ -70,12 +78,34 @@ class FakeAttention:
     def start(self) -> None:
         pass
 
-    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap) -> None:
+    def reconcile(self, shards: Mapping[int, Endpoint], expert_map: ExpertMap, pairs_per_touch: int) -> None:
+        del pairs_per_touch
         self.adopted_epoch = expert_map.map_epoch
         self.shards = dict(shards)
 
-    def take_step_seconds(self) -> tuple[float, ...]:
+    def take_steps(self) -> tuple[StepRecord, ...]:
         return ()
+
+    def take_recoveries(self) -> tuple[float, ...]:
+        return ()
+
+    def take_queue_seconds(self) -> tuple[float, ...]:
+        return ()
+
+    def counts(self) -> AttentionCounts:
+        return AttentionCounts(
+            num_running=0,
+            num_waiting=0,
+            kv_usage=0.0,
+            pools={},
+            num_preemptions=0,
+            prefix_queries=0,
+            prefix_hits=0,
+            step_retries=0,
+            given_up=0,
+            exchanges=ExchangeTotals(0, 0, 0, 0.0, 0.0, {}),
+            speculation=None,
+        )
 
     def take_sample(self) -> LoadSample | None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ ROUTES = [
     ("PUT", "/admin/experts/3/17/pin"),
     ("DELETE", "/admin/experts/3/17/pin"),
     ("PUT", "/admin/balancer"),
+    ("GET", "/admin/state"),
+    ("GET", "/admin/map"),
+    ("GET", "/admin/registry"),
 ]
+PAGE = [("GET", "/"), ("GET", "/console/{name}")]
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def test_the_list_of_routes_is_whole(control: ScriptedControl, token_file: Path)
     app = create_admin_app(control, token_file)
     found = {(method, route.path) for route in app.routes for method in route.methods}  # type: ignore[attr-defined]
     generic = {(method, path.replace("/3/17/", "/{layer_id}/{logical_id}/")) for method, path in ROUTES}
-    assert found == {*generic, ("GET", "/health")}
+    assert found == {*generic, *PAGE, ("GET", "/health")}
 
 
 @pytest.mark.parametrize(("method", "path"), [*ROUTES, ("GET", "/nothing"), ("GET", "/docs")])
@@ -77,6 +82,24 @@ async def test_health_is_open(client: httpx.AsyncClient) -> None:
     """A probe needs no token, and learns nothing."""
     answer = await client.get("/health", headers={"authorization": ""})
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_the_page_is_open_and_holds_no_data(client: httpx.AsyncClient, control: ScriptedControl) -> None:
+    """Its files are served without the token, under a policy that lets no foreign script in; nothing else is."""
+    page = await client.get("/", headers={"authorization": ""})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    for name in re.findall(r"console/([\w.]+)", page.text):
+        assert (await client.get(f"/console/{name}", headers={"authorization": ""})).status_code == 200
+    for name in ("nothing.js", "..%2f__init__.py", "%2e%2e/demo.py", "index.html/"):
+        assert (await client.get(f"/console/{name}", headers={"authorization": ""})).status_code in (401, 404)
+    assert control.orders == []
+
+
+async def test_the_registry_says_what_every_metric_is(client: httpx.AsyncClient) -> None:
+    """For the page, which shows their help."""
+    registry = (await client.get("/admin/registry")).json()
+    assert registry["step35_step_seconds"]["kind"] == "histogram"
 
 
 @pytest.mark.parametrize("content", [None, "", "two words\n"])
@@ -116,8 +139,11 @@ async def test_a_coordinator_without_load_can_be_looked_at(token_file: Path) -> 
     async with admin_server(coordinator, token_file) as server, admin_client(server) as client:
         status = ExpertTierStatus.from_dict((await client.get("/admin/experts")).json())
         refused = await client.post("/admin/experts/rebalance", json={})
+        state, placed = (await client.get("/admin/state")).json(), (await client.get("/admin/map")).json()
     assert (status.ep_size, status.window_tokens) == (4, 0.0)
     assert refused.status_code == 409
+    assert ExpertTierStatus.from_dict(state["experts"]) == status
+    assert (len(state["load"]), len(placed["physical_to_logical"][0])) == (6, 20)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from actors.messages import GenerateRequest
 from cluster.api.app import create_app
-from cluster.api.auth import PUBLIC_PATHS, KeyFile, parse_keys
+from cluster.api.auth import KeyFile, parse_keys
+from cluster.api.paths import PUBLIC_PATHS
 from cluster.api.scripted import ScriptedEngine, Step
 from cluster.api.served_model import ServedModel, load_served_model
 from cluster.api.settings import ApiSettings

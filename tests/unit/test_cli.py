@@ -38,6 +38,7 @@ def test_no_new_options() -> None:
         "step35": ["--install-completion", "--show-completion"],
         "step35 serve": ["--config", "--log-level", "checkpoint"],
         "step35 check": ["--ep-size", "checkpoint"],
+        "step35 top": ["--config", "--interval", "--once"],
         "step35 experts": ["--all", "--config", "--json"],
         "step35 experts rebalance": ["--config", "--dry-run", "--json"],
         "step35 experts pin": ["--config", "--json", "--ranks", "expert", "layer"],

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import AdminConfig, ClusterConfig, export_environment, load_admin, load_config
+from cluster.config import (
+    AdminConfig,
+    ClusterConfig,
+    PodEnvironment,
+    export_environment,
+    load_admin,
+    load_config,
+    pod_environment,
+)
 from cluster.errors import ConfigurationError
 from cluster.tiers import transport_options
 
@@ -117,6 +125,16 @@ def test_padded_exchanges_reach_the_transport(monkeypatch: pytest.MonkeyPatch, t
         ("control: {poll_s: 15}", r"poll_s 15\.0 must be at most half of lease_ttl_s 20\.0"),
         ("gateway: {port: 70000}", r"gateway\.port = 70000"),
         ("attention: {num_replicas: many}", r"attention\.num_replicas = 'many'"),
+        (
+            "attention: {num_replicas: 5, autoscaling: {max_replicas: 4}}",
+            r"autoscaling\.max_replicas 4 must be at least num_replicas 5",
+        ),
+        ("attention: {autoscaling: {max_replica: 4}}", r"attention\.autoscaling\.max_replica is not a field"),
+        ("attention: {autoscaling: {}}", r"control\.drain_timeout_s 20\.0 must be at least .*request_timeout_s 600\.0"),
+        (
+            "{attention: {autoscaling: {max_replicas: 11}}, control: {drain_timeout_s: 600}}",
+            r"max_concurrent_requests of 1 gateways lets in 256; .* max_replicas 11 x target_sequences 24",
+        ),
         ("attention: {resources: {num_gpus: .nan}}", r"attention\.resources\.num_gpus = nan"),
         ("control: {drain_timeout_s: .inf}", r"control\.drain_timeout_s = inf: .*finite"),
         ("ray: {address: auto, num_cpus: 2}", r"num_cpus size a cluster started here, but address names 'auto'"),
@@ -262,3 +280,17 @@ def test_a_variable_changes_one_of_two_aliased_sections(tmp_path: Path) -> None:
     text = "checkpoint: /a\nattention: {resources: &r {num_cpus: 1}}\nexperts: {resources: *r}\n"
     config = load_config(write(tmp_path, text), environ={"STEP35__EXPERTS__RESOURCES__NUM_CPUS": "2"})
     assert (config.attention.resources.num_cpus, config.experts.resources.num_cpus) == (1, 2)
+
+
+def test_a_process_knows_its_pod() -> None:
+    """From its own environment, never from the cluster's configuration; nothing outside of Kubernetes."""
+    environ = {
+        "STEP35_POD_NAME": "p",
+        "STEP35_POD_NODE": "n",
+        "STEP35_POD_NAMESPACE": "models",
+        "STEP35_POD_RAY_CLUSTER": "c",
+        "STEP35_POD_RAY_SERVICE": "s",
+    }
+    assert pod_environment(environ) == PodEnvironment("p", "n", "models", "c", "s")
+    assert pod_environment({}) == PodEnvironment()
+    assert load_config(None, overrides=CHECKPOINT, environ=environ) == load_config(None, overrides=CHECKPOINT, environ={})

@@ -6,13 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.attention.drafting import MAX_UNSETTLED, DraftItem, draft_item
+from actors.attention.drafting import MAX_UNSETTLED, DraftItem, draft_items
 from actors.attention.sequence import Sequence
 from actors.messages import GenerateRequest, SamplingSpec
 from actors.speculative.state import Draft, DraftState
 
 NUM_MODULES = 3
 BLOCK_SIZE = 4
+
+
+def draft_item(sequence: Sequence, num_drafts: int) -> DraftItem | None:
+    """Of one sequence alone."""
+    (item,) = draft_items([sequence], {sequence: num_drafts}) or [None]
+    return item
 
 
 class Modules:
@@ -209,6 +215,23 @@ def test_the_next_pass_has_the_rows_of_the_specification(
     item = draft_item(sequence, 3)
     assert item is not None
     assert (item.num_rows, item.end_row) == (num_rows, 11 + num_accepted)
+
+
+def test_those_that_have_waited_long_come_along() -> None:
+    """One sequence must be caught up now; another has waited for more than half as long and comes along; a third, which
+    has not, waits on."""
+    rng, plays = random.Random(4), []
+    for num_waiting in (MAX_UNSETTLED - NUM_MODULES - 1, MAX_UNSETTLED // 2, 5):
+        play = Play(rng, num_prompt=5)
+        play.step(max_rows=64, num_drafts=0)
+        while play.state.num_rows - play.state.num_settled < num_waiting:
+            play.step(max_rows=64, num_drafts=0)
+        play.add_rows(1, 0)
+        play.sequence.token_ids.append(play.fresh_token())
+        plays.append(play)
+    sequences = [play.sequence for play in plays]
+    assert [item.sequence for item in draft_items(sequences, {})] == sequences[:2]
+    assert draft_items(sequences[1:], {}) == []
 
 
 def test_a_chunk_uses_prompt_tokens_and_no_drafts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.messages import ErrorKind, GenerateRequest, SamplingSpec, TokenEvent
-from cluster.errors import ClusterError, CoordinatorUnavailable
+from cluster.errors import ClusterError, CoordinatorUnavailable, NotReady
 from cluster.view import AttentionMember, ClusterView, Shard, with_attention, with_shard
 from routing.experts import linear_expert_map
 from routing.transport.endpoint import Endpoint
@@ -105,11 +105,36 @@ def engine(watched: Watched) -> Any:
 
 @pytest.mark.parametrize("view", [None, EMPTY])
 async def test_without_attention_a_request_fails_at_once(view: ClusterView | None) -> None:
-    """One event, that the API answers with 503; Serve would hold the request until a replica came."""
+    """The API answers with 503; Serve would hold the request until a replica came."""
     request = GenerateRequest("r1", (1, 2), SamplingSpec(max_tokens=3))
-    events: list[TokenEvent] = [event async for event in engine(Watched(view)).generate(request)]
-    assert [event.error.kind for event in events if event.error is not None] == [ErrorKind.UNAVAILABLE]
-    assert len(events) == 1
+    with pytest.raises(NotReady):
+        await anext(engine(Watched(view)).generate(request))
+
+
+class Refused:
+    """A stream that Serve's queue had no room for."""
+
+    is_cancelled = False
+
+    async def __anext__(self) -> TokenEvent:
+        from ray.serve.exceptions import BackPressureError
+
+        raise BackPressureError(num_queued_requests=9, max_queued_requests=9)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+async def test_a_full_queue_of_serve_is_an_overload() -> None:
+    """The client is told to come again (429), not that a server is gone."""
+    from cluster.handles import RemoteEngine
+
+    refused = Refused()
+    remote = RemoteEngine(Handle(refused), Watched(SERVING), max_silence_s=20)  # type: ignore[arg-type]
+    request = GenerateRequest("r1", (1, 2), SamplingSpec(max_tokens=3))
+    events = [event async for event in remote.generate(request)]
+    assert [event.error.kind for event in events if event.error is not None] == [ErrorKind.OVERLOADED]
+    assert refused.is_cancelled
 
 
 async def test_an_old_view_is_believed_for_a_while() -> None:

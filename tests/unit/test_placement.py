@@ -283,3 +283,9 @@ def test_the_scores_price_is_poisson() -> None:
     """Many pairs touch for certain, few pairs in proportion."""
     assert copy_seconds(100.0, TierCost(3.0, 1.0)) == pytest.approx(103.0)
     assert copy_seconds(1e-6, TierCost(3.0, 0.0)) == pytest.approx(3e-6)
+
+
+def test_pairs_per_touch_by_hand() -> None:
+    """Touching an expert costs as much as so many pairs: at least one, and where pairs are free as many as may be."""
+    prices = {(16e-6, 1e-6): 16, (1e-6, 4e-6): 1, (0.0, 1e-6): 1, (1e-6, 0.0): 256, (1e-3, 1e-9): 256}
+    assert {price: TierCost(*price).pairs_per_touch for price in prices} == prices

@@ -10,7 +10,7 @@ from cluster.experts_status import Outcome, Phase
 from cluster.membership import AttentionReport, ExpertReport, MemberReport
 from cluster.rebalancer import MAX_HISTORY, Rebalance, Rebalancer, phase_of
 from cluster.view import AttentionMember, ClusterView, Shard, with_attention, with_shard, without_member
-from routing.experts import EMPTY_SLOT, expert_map_from_rows
+from routing.experts import PAIRS_PER_TOUCH, EMPTY_SLOT, expert_map_from_rows
 from routing.transport.endpoint import Endpoint
 
 FREE = EMPTY_SLOT
@@ -98,6 +98,20 @@ def test_two_stages_by_hand(protocol: Protocol) -> None:
     (record,) = protocol.rebalancer.history
     assert (record.outcome, record.num_stages, record.trigger, record.gain) == (Outcome.DONE, 2, "manual", 0.2)
     assert not protocol.rebalancer.is_busy
+
+
+def test_dispatches_learn_the_price_that_the_maps_were_planned_with(protocol: Protocol) -> None:
+    """From the first stage on; a rebalance that does not know it leaves what was known."""
+    before = protocol.view.pairs_per_touch
+    protocol.rebalancer.begin(replace(PLANNED, pairs_per_touch=41), protocol.now)
+    protocol.advance()
+    assert (before, protocol.view.pairs_per_touch) == (PAIRS_PER_TOUCH, 41)
+    assert ClusterView.from_dict(protocol.view.to_dict()).pairs_per_touch == 41
+    for epoch in (1, 2):
+        protocol.serve(epoch - 1, epoch)
+        protocol.adopt(epoch)
+    protocol.begin()
+    assert protocol.view.pairs_per_touch == 41
 
 
 def test_one_rank_that_is_not_ready_holds_the_stage(protocol: Protocol) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cluster.config import ClusterConfig
 from cluster.resources import (
     CLOSE_TIMEOUT_S,
+    SCALING_POLICY,
     attention_options,
     coordinator_options,
     expert_options,
@@ -55,9 +56,11 @@ def test_serve_accepts_every_option() -> None:
     class Anything:
         pass
 
-    settings = config(attention={"resources": {"labels": {"a": "b"}}})
-    for options in ALL:
-        serve.deployment(**options(settings).to_dict())(Anything)
+    fixed = config(attention={"resources": {"labels": {"a": "b"}}})
+    scaled = config(attention={"autoscaling": {}}, control={"drain_timeout_s": 600})
+    for settings in (fixed, scaled):
+        for options in ALL:
+            serve.deployment(**options(settings).to_dict())(Anything)
 
 
 def test_shutdown_times_nest() -> None:
@@ -66,6 +69,20 @@ def test_shutdown_times_nest() -> None:
     assert attention_options(settings).graceful_shutdown_timeout_s == 40 + CLOSE_TIMEOUT_S
     tier_timeout_s = float(process_environment(settings)["RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S"])
     assert all(options(settings).graceful_shutdown_timeout_s < tier_timeout_s for options in ALL)
+
+
+def test_an_autoscaled_tier_has_a_policy_in_place_of_a_number() -> None:
+    """Serve refuses both; delays are the policy's, and its streams may end before a replica does."""
+    scaling = {"max_replicas": 6, "upscale_delay_s": 5}
+    settings = config(attention={"num_replicas": 2, "autoscaling": scaling}, control={"drain_timeout_s": 600})
+    options = attention_options(settings).to_dict()
+    assert "num_replicas" not in options
+    assert "autoscaling_config" not in attention_options(config()).to_dict()
+    made = options["autoscaling_config"]
+    assert (made["min_replicas"], made["max_replicas"]) == (2, 6)
+    assert (made["upscale_delay_s"], made["downscale_delay_s"]) == (0, 0)
+    assert made["policy"] == {"policy_function": SCALING_POLICY, "policy_kwargs": scaling}
+    assert options["graceful_shutdown_timeout_s"] >= settings.gateway.limits.request_timeout_s
 
 
 def test_attention_admits_what_its_engine_can_hold() -> None:

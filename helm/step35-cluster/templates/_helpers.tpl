@@ -83,6 +83,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- end -}}
 {{- end -}}
 
+{{/* An AutoscalingConfig (cluster/autoscaling.py). */}}
+{{- define "step35.autoscaling" -}}
+{{- $v := .Values.autoscaling -}}
+max_replicas: {{ $v.maxReplicas }}
+target_sequences: {{ $v.targetOngoingRequests }}
+upscale_delay_s: {{ $v.upscaleDelaySeconds }}
+downscale_delay_s: {{ $v.downscaleDelaySeconds }}
+{{- end -}}
+
 {{/* Exactly a ClusterConfig (cluster/config.py); tests load it into one. */}}
 {{- define "step35.clusterConfig" -}}
 {{- $v := .Values -}}
@@ -94,6 +103,10 @@ attention:
   num_replicas: {{ include "step35.attentionReplicas" . }}
   device: {{ $v.attention.device }}
   resources: {num_cpus: 1, num_gpus: {{ $v.attention.gpus }}, labels: {step35/tier: attention}}
+  {{- if $v.autoscaling.enabled }}
+  autoscaling:
+    {{- include "step35.autoscaling" . | nindent 4 }}
+  {{- end }}
   {{- with $v.attention.engine }}
   engine:
     {{- toYaml . | nindent 4 }}
@@ -137,6 +150,12 @@ admin:
   token_file: /etc/step35/admin/token
 control:
   {{- toYaml (merge (dict "drain_timeout_s" (include "step35.longestStream" . | int64)) $v.control) | nindent 2 }}
+kubernetes:
+  enabled: {{ ternary "auto" "off" $v.nodeWatch.enabled | quote }}
+  nodes: {{ $v.nodeWatch.nodes }}
+  {{- with $v.kubernetes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 log_level: {{ $v.logLevel }}
 {{- end -}}
 
@@ -144,6 +163,7 @@ log_level: {{ $v.logLevel }}
 {{- define "step35.heavyDigest" -}}
 {{- $config := include "step35.clusterConfig" . | fromYaml -}}
 {{- $_ := unset $config.attention "num_replicas" -}}
+{{- $_ := unset $config.attention "autoscaling" -}}
 {{- $_ := unset $config.gateway "num_replicas" -}}
 {{- toJson $config | sha256sum -}}
 {{- end -}}
@@ -172,14 +192,24 @@ applications:
         {{- if $v.autoscaling.enabled }}
         num_replicas: auto
         autoscaling_config:
-          min_replicas: {{ $v.autoscaling.minReplicas }}
-          initial_replicas: {{ include "step35.attentionReplicas" . }}
+          # No initial_replicas: Serve would go back to them whenever one of these values changes.
+          min_replicas: {{ include "step35.attentionReplicas" . }}
           max_replicas: {{ $v.autoscaling.maxReplicas }}
           target_ongoing_requests: {{ $v.autoscaling.targetOngoingRequests }}
+          {{- if eq $v.autoscaling.policy "cluster.scaling_policy:AttentionScaling" }}
+          # The policy has delays of its own; Serve's would come on top.
+          upscale_delay_s: 0
+          downscale_delay_s: 0
+          policy:
+            policy_function: {{ $v.autoscaling.policy | quote }}
+            policy_kwargs:
+              {{- include "step35.autoscaling" . | nindent 14 }}
+          {{- else }}
           upscale_delay_s: {{ $v.autoscaling.upscaleDelaySeconds }}
           downscale_delay_s: {{ $v.autoscaling.downscaleDelaySeconds }}
           {{- with $v.autoscaling.policy }}
           policy: {policy_function: {{ . | quote }}}
+          {{- end }}
           {{- end }}
         {{- else }}
         num_replicas: {{ $v.attention.replicas }}

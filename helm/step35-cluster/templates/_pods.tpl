@@ -31,6 +31,12 @@ capabilities:
 - {name: TOKENIZERS_PARALLELISM, value: "false"}
 - {name: HF_HUB_OFFLINE, value: "1"}
 - {name: HOME, value: /tmp}
+# Where this pod is (cluster/config.py PodEnvironment).
+- {name: STEP35_POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+- {name: STEP35_POD_NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+- {name: STEP35_POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+- {name: STEP35_POD_RAY_CLUSTER, valueFrom: {fieldRef: {fieldPath: "metadata.labels['ray.io/cluster']"}}}
+- {name: STEP35_POD_RAY_SERVICE, value: {{ include "step35.fullname" .root }}}
 {{- if ne .tier "head" }}
 {{- range $name, $value := .root.Values.collectivesEnv }}
 - {name: {{ $name }}, value: {{ $value | quote }}}

@@ -1,0 +1,40 @@
+// Where copies are: the expert map turned round, from experts to ranks. Pure.
+
+const EMPTY = -1;
+
+export class Placement {
+  #ranksOf; // [layer idx][logical id] -> EP ranks, ascending
+
+  // map: the answer of /admin/map.
+  constructor(map, numExperts, epSize) {
+    this.mapEpoch = map.map_epoch;
+    this.#ranksOf = map.physical_to_logical.map((slots) => {
+      const ranks = Array.from({ length: numExperts }, () => []);
+      slots.forEach((logicalId, slot) => {
+        if (logicalId !== EMPTY) ranks[logicalId].push(Math.floor(slot / map.slots_per_rank));
+      });
+      return ranks;
+    });
+    this.extra = this.#ranksOf.map((layer) => extraCopies(layer, epSize));
+  }
+
+  ranksOf(layerIdx, logicalId) {
+    return this.#ranksOf[layerIdx][logicalId];
+  }
+
+  copies(layerIdx, logicalId) {
+    return this.#ranksOf[layerIdx][logicalId].length;
+  }
+
+  // Experts that are nowhere: nobody can compute them.
+  get numLost() {
+    return this.#ranksOf.reduce((sum, layer) => sum + layer.filter((ranks) => ranks.length === 0).length, 0);
+  }
+}
+
+// Of each rank: copies of experts that have more than one.
+function extraCopies(layer, epSize) {
+  const extra = new Array(epSize).fill(0);
+  for (const ranks of layer) if (ranks.length > 1) for (const rank of ranks) extra[rank] += 1;
+  return extra;
+}
