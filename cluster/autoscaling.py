@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # Of the average of requests per second: long enough to smooth, shorter than most loads of a model.
 RATE_TIME_S = 60.0
 
-# Gateways tell every 5 s what they shed, so a look at a shorter time might see nothing of a steady flow.
+# The reports of several replicas may lie close together, and nothing of a steady flow of shed requests between them.
 SHED_SPAN_S = 10.0
 
 # Below this share of target_sequences, a slow step has another cause than too few attention actors.

@@ -22,7 +22,6 @@ from cluster.leases import LeaseTable
 from cluster.membership import (
     AttentionReport,
     ClusterStatus,
-    GatewayReport,
     MemberReport,
     ProcessReport,
     ViewReply,
@@ -182,14 +181,12 @@ class Coordinator:
         is_news = self._view.view_id > after_view_id
         return ViewReply(is_known=True, view=self._view.to_dict() if is_news else None)
 
-    async def report_gateway(self, gateway_id: str, report: GatewayReport) -> None:
-        self._gateways.note(gateway_id, report, self._clock())
-
     async def gateway_load(self) -> GatewayLoad | None:
         return self._gateways.load(self._clock())
 
     async def report_process(self, report: ProcessReport) -> None:
         self._picture.note_process(report, self._clock())
+        self._gateways.note(report, self._clock())
 
     async def operator_state(self) -> dict[str, Any]:
         """Everything the console shows, as plain values."""

@@ -1,26 +1,24 @@
 """What the gateways see of the load, on its way to the autoscaler: gateway -> coordinator -> attention replicas.
 
 A gateway that sheds hides the queue it keeps away from the attention tier. Serve shows a policy only what replicas of
-the policy's own deployment publish, so they pass on what the coordinator knows of the gateways.
+the policy's own deployment publish, so they pass on what the coordinator knows of the gateways: from the metrics that
+every process reports to it, whether anything scrapes them or not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.autoscaling import GatewayLoad
 from cluster.errors import CoordinatorUnavailable
-from cluster.membership import CoordinatorPort, GatewayReport
+from cluster.membership import CoordinatorPort, ProcessReport
 from ops.telemetry.cells import HistogramValue
 from ops.telemetry.metrics import METRICS
-from ops.telemetry.recording import Family, RecordingMeter
-
-logger = logging.getLogger(__name__)
+from ops.telemetry.plain import PlainMetrics
+from ops.telemetry.spec import Owner
 
 SHED, REQUEST_S, ITL = (
     "step35_requests_shed_total",
@@ -30,84 +28,84 @@ SHED, REQUEST_S, ITL = (
 # Of the reasons of step35_requests_shed_total, those that more attention actors would help.
 CAPACITY_REASONS = frozenset({"concurrency", "overloaded", "deadline"})
 
-REPORT_S = 5.0
-LATELY_S = 60.0  # what a gateway measures covers about so much; one that is silent for so long is forgotten
+LATELY_S = 60.0  # what latencies cover; a gateway that is silent for so long is forgotten
+SPAN_S = 5.0  # between two totals that are kept
 CALL_TIMEOUT_S = 3.0  # well below the 10 s that Serve gives a replica for its numbers
 
 
 @dataclass(frozen=True)
 class _Totals:
-    """Of a gateway since its birth, at one moment."""
+    """Of a gateway since its birth, as heard at a moment."""
 
     at: float
+    num_shed: float
     requests: HistogramValue
     gaps: HistogramValue
 
 
-class GatewayGauge:
-    """Reads a gateway's own metrics. Call `report` period by period."""
+class _Gateway:
+    """What was heard of one, lately."""
 
-    def __init__(self, meter: RecordingMeter, clock: Callable[[], float] = time.monotonic) -> None:
-        self._meter = meter
-        self._clock = clock
-        self._seen: deque[_Totals] = deque(maxlen=int(LATELY_S / REPORT_S) + 1)
+    def __init__(self, totals: _Totals) -> None:
+        self.newest = totals
+        self._kept: deque[_Totals] = deque([totals], maxlen=int(LATELY_S / SPAN_S))
 
-    def report(self) -> GatewayReport:
-        families = {family.spec.name: family for family in self._meter.families()}
-        totals = _Totals(self._clock(), _histogram(families, REQUEST_S), _histogram(families, ITL))
-        self._seen.append(totals)
-        requests, gaps = (_since(new, old) for new, old in zip(_pair(totals), _pair(self._seen[0]), strict=True))
-        return GatewayReport(
-            num_shed=_num_shed(families.get(SHED)),
-            request_s=requests.total / sum(requests.counts) if sum(requests.counts) else None,
-            itl_p99_s=quantile(gaps.counts, METRICS[ITL].buckets, 0.99),
-        )
+    def hear(self, totals: _Totals) -> float:
+        """The requests shed since it was last heard."""
+        num_shed = max(totals.num_shed - self.newest.num_shed, 0.0)
+        self.newest = totals
+        if totals.at - self._kept[-1].at >= SPAN_S:
+            self._kept.append(totals)
+        return num_shed
+
+    @property
+    def requests(self) -> HistogramValue:
+        return _since(self.newest.requests, self._kept[0].requests)
+
+    @property
+    def gaps(self) -> HistogramValue:
+        return _since(self.newest.gaps, self._kept[0].gaps)
 
 
 class GatewayPicture:
     """The coordinator's sum over gateways. Pure: time is an argument."""
 
     def __init__(self) -> None:
-        self._reports: dict[str, tuple[float, GatewayReport]] = {}
-        self._shed_total = 0
+        self._gateways: dict[str, _Gateway] = {}
+        self._shed_total = 0.0
 
-    def note(self, gateway_id: str, report: GatewayReport, now: float) -> None:
-        """What a gateway had shed before it was first heard is left out: after a restart of ours that was long ago."""
+    def note(self, report: ProcessReport, now: float) -> None:
+        """A report of any process. What a gateway had shed before it was first heard is left out: after a restart of
+        ours that was long ago."""
+        if report.role != Owner.GATEWAY:
+            return
         self._forget_silent(now)
-        _, before = self._reports.get(gateway_id, (now, report))
-        self._shed_total += max(report.num_shed - before.num_shed, 0)
-        self._reports[gateway_id] = (now, report)
+        totals = _totals(report.metrics, now)
+        known = self._gateways.get(report.member_id)
+        if known is None:
+            self._gateways[report.member_id] = _Gateway(totals)
+        else:
+            self._shed_total += known.hear(totals)
 
     def load(self, now: float) -> GatewayLoad | None:
         """None if no gateway is heard: what they shed is then not known."""
         self._forget_silent(now)
-        if not self._reports:
+        if not self._gateways:
             return None
-        reports = [report for _, report in self._reports.values()]
-        request_s = [report.request_s for report in reports if report.request_s is not None]
-        gaps = [report.itl_p99_s for report in reports if report.itl_p99_s is not None]
+        requests = [gateway.requests for gateway in self._gateways.values()]
+        num_requests = sum(sum(value.counts) for value in requests)
+        latencies = [quantile(gateway.gaps.counts, METRICS[ITL].buckets, 0.99) for gateway in self._gateways.values()]
         return GatewayLoad(
             at=now,
             shed_total=self._shed_total,
-            request_s=sum(request_s) / len(request_s) if request_s else None,
-            itl_p99_s=max(gaps, default=None),
+            request_s=sum(value.total for value in requests) / num_requests if num_requests else None,
+            itl_p99_s=max((value for value in latencies if value is not None), default=None),
         )
 
     def _forget_silent(self, now: float) -> None:
-        self._reports = {name: entry for name, entry in self._reports.items() if now - entry[0] <= LATELY_S}
-
-
-async def tell_gateway_load(
-    coordinator: CoordinatorPort, gateway_id: str, gauge: GatewayGauge, period_s: float = REPORT_S
-) -> None:
-    """Tell the coordinator for ever; its owner cancels it. Totals make up for what was not heard."""
-    while True:
-        await asyncio.sleep(period_s)
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                await coordinator.report_gateway(gateway_id, gauge.report())
-        except (TimeoutError, CoordinatorUnavailable) as error:
-            logger.debug("the load of this gateway was not heard: %s", error)
+        self._gateways = {
+            name: gateway for name, gateway in self._gateways.items() if now - gateway.newest.at <= LATELY_S
+        }
 
 
 async def known_gateway_load(coordinator: CoordinatorPort) -> GatewayLoad | None:
@@ -132,26 +130,18 @@ def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> fl
     return low
 
 
-def _pair(totals: _Totals) -> tuple[HistogramValue, HistogramValue]:
-    return totals.requests, totals.gaps
-
-
 def _since(new: HistogramValue, old: HistogramValue) -> HistogramValue:
     counts = tuple(after - before for after, before in zip(new.counts, old.counts, strict=True))
     return HistogramValue(counts, new.total - old.total)
 
 
-def _histogram(families: dict[str, Family], name: str) -> HistogramValue:
+def _totals(metrics: PlainMetrics, at: float) -> _Totals:
+    num_shed = sum(value for (reason,), value in metrics.get(SHED, []) if reason in CAPACITY_REASONS)
+    return _Totals(at, num_shed, _histogram(metrics, REQUEST_S), _histogram(metrics, ITL))
+
+
+def _histogram(metrics: PlainMetrics, name: str) -> HistogramValue:
     """One without labels; empty before the first value."""
-    family = families.get(name)
-    value = family.points[0].value if family is not None else None
-    if isinstance(value, HistogramValue):
-        return value
+    for _, value in metrics.get(name, []):
+        return HistogramValue(tuple(value["counts"]), value["total"])
     return HistogramValue((0,) * (len(METRICS[name].buckets) + 1), 0.0)
-
-
-def _num_shed(family: Family | None) -> int:
-    if family is None:
-        return 0
-    values = (point.value for point in family.points if point.labels[0] in CAPACITY_REASONS)
-    return int(sum(value for value in values if not isinstance(value, HistogramValue)))

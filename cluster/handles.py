@@ -15,7 +15,7 @@ from actors.messages import ErrorKind, FinishReason, GenerateRequest, RequestErr
 from cluster.api.engine import Readiness
 from cluster.autoscaling import GatewayLoad
 from cluster.errors import ClusterError, CoordinatorUnavailable, NotReady
-from cluster.membership import ClusterStatus, GatewayReport, MemberReport, ProcessReport, ViewReply
+from cluster.membership import ClusterStatus, MemberReport, ProcessReport, ViewReply
 from cluster.view import ClusterView
 from cluster.watcher import Watcher
 from routing.transport.endpoint import Endpoint
@@ -62,9 +62,6 @@ class RemoteCoordinator:
     async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
         reply: ViewReply = await self._call("wait_view", timeout_s, after_view_id, timeout_s, member_id)
         return reply
-
-    async def report_gateway(self, gateway_id: str, report: GatewayReport) -> None:
-        await self._call("report_gateway", 0.0, gateway_id, report)
 
     async def gateway_load(self) -> GatewayLoad | None:
         load: GatewayLoad | None = await self._call("gateway_load", 0.0)

@@ -77,18 +77,6 @@ MemberReport = ExpertReport | AttentionReport
 
 
 @dataclass(frozen=True)
-class GatewayReport:
-    """What a gateway says of its load. num_shed: requests sent away for want of capacity since it started.
-
-    request_s: mean time of the answers that ended lately. itl_p99_s: of the tokens sent lately. None: there were none.
-    """
-
-    num_shed: int
-    request_s: float | None = None
-    itl_p99_s: float | None = None
-
-
-@dataclass(frozen=True)
 class ProcessReport:
     """What a process of any role has recorded since its birth. role: `ops.telemetry.spec.Owner`'s word. ep_rank: of an
     expert actor. metrics: `ops.telemetry.plain.plain_metrics`."""
@@ -136,10 +124,6 @@ class CoordinatorPort(Protocol):
 
     async def wait_view(self, after_view_id: int, timeout_s: float, member_id: str | None = None) -> ViewReply:
         """Long poll for a view newer than `after_view_id`. Renews `member_id`; None is an observer."""
-        ...
-
-    async def report_gateway(self, gateway_id: str, report: GatewayReport) -> None:
-        """A gateway's load. Gateways are no members: one that falls silent is forgotten."""
         ...
 
     async def gateway_load(self) -> GatewayLoad | None:

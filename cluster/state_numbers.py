@@ -77,7 +77,9 @@ def _latency(window: Window, name: str) -> Latency:
 
 def _mean(window: Window, name: str) -> float | None:
     found = window.histogram(name)
-    return found.total / sum(found.counts) if found is not None and sum(found.counts) else None
+    if found is None or not any(found.counts):
+        return None
+    return found.total / sum(found.counts)
 
 
 def _num_failed(window: Window) -> float | None:

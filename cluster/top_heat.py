@@ -39,6 +39,8 @@ def heat_lines(status: ExpertTierStatus, *, width: int, height: int, is_ascii: b
             _add_cell(line, None if load is None else load[rank], cell_width, is_ascii=is_ascii)
         share = "-" if shares[rank] is None else f"{100 * (shares[rank] or 0.0):.0f}%"
         lines.append(line.append(share.rjust(SHARE_WIDTH)))
+    for line in lines:
+        line.truncate(width, overflow="crop")
     return lines
 
 

@@ -5,6 +5,7 @@ Takes what fits: a low terminal shows less, from the end; a wide one shows event
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -60,11 +61,11 @@ class TopView:
         line.truncate(max(width - len(time) - 1, 0), overflow="crop", pad=True)
         yield line.append(f" {time}")
         if self.note:
-            yield Text(f"  {self.note}", style=STYLES[Level.BROKEN])
+            yield from _wrapped(self.note, width, STYLES[Level.BROKEN])
         problems = self.health.problems
         shown = problems if len(problems) <= MAX_PROBLEMS else problems[: MAX_PROBLEMS - 1]
         for problem in shown:
-            yield Text(f"  {problem.text}", style=STYLES[problem.level])
+            yield from _wrapped(problem.text, width, STYLES[problem.level])
         if len(shown) < len(problems):
             yield Text(f"  and {len(problems) - len(shown)} more", style=STYLES[Level.WARNING])
 
@@ -88,6 +89,11 @@ class TopView:
         """The newest, newest first."""
         newest = self.state.events[::-1][: max(at_most, 0)]
         return [Text.assemble((clock(event.time, self.zone), "dim"), f" {event.text}") for event in newest]
+
+
+def _wrapped(text: str, width: int, style: str) -> Iterator[Text]:
+    for line in textwrap.wrap(text, max(width, 10), initial_indent="  ", subsequent_indent="  "):
+        yield Text(line, style=style)
 
 
 def _beside(left: list[Text], right: list[Text], left_width: int) -> list[Text]:

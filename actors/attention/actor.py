@@ -206,6 +206,7 @@ class AttentionActor:
             self._thread.join(timeout=STALL_TIMEOUT_S)
         self._fail_streams(EXPERTS_AWAY)
         self._port.close()
+        self._engine.on_end = None  # it holds this actor, which holds the engine
         self._tracing.close()
 
     def _refuse_when_unable(self) -> None:
@@ -283,7 +284,7 @@ class AttentionActor:
             return
         self._engine.take_events()
         self._is_warm = True
-        self._recovery.succeeded(time.monotonic())
+        self._recovery = Recovery(self._config.recovery_timeout_s)  # waiting for the first experts was no outage
 
     def _adopt_map(self) -> None:
         if self._tables.map_epoch > self._dispatcher.map_epoch:

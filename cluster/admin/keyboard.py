@@ -9,7 +9,7 @@ import termios
 import threading
 import time
 import tty
-from typing import Self
+from typing import Any, Self
 
 
 class Keyboard:
@@ -18,7 +18,7 @@ class Keyboard:
     def __init__(self, file: int | None = None) -> None:
         """file: of the terminal, by default standard input."""
         self._file = _standard_input() if file is None else file
-        self._before: list[object] | None = None
+        self._before: list[Any] | None = None
 
     def __enter__(self) -> Self:
         if self._file is not None and os.isatty(self._file):

@@ -70,7 +70,7 @@ class Observation:
         if isinstance(error, ClientGone | ClientDisconnect):
             self.left()
             return False
-        if False:
+        if self._has_failed:
             return False
         self._has_failed = True
         if self.span.is_recording():

@@ -131,7 +131,11 @@ AVAILABILITY = (
         alert="ProcessRestartLoop",
         at="10m",
         fires={process("h:1", "attention", f"a{number}"): f"_x{3 * number} 0+1x2 stale" for number in range(4)},
-        quiet={process("h:1", "attention", f"a{number}"): f"_x{3 * number} 0+1x2 stale" for number in range(2)},
+        # A start: processes without a rank take one.
+        quiet={
+            **{process(f"h:{rank}", "expert", f"e{rank}"): "0+1x4 stale" for rank in range(4)},
+            **{process(f"h:{rank}", "expert", f"e{rank}", ep_rank=rank): "_x5 5+1x30" for rank in range(4)},
+        },
         labels={"job": JOB, "role": "attention"},
         says="Processes of role attention of demo that ended within 15 minutes: 4.",
     ),

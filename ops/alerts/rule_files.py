@@ -19,7 +19,8 @@ TESTS = ROOT / "ops" / "alerts" / "step35.tests.yml"
 CHART_GROUPS = ROOT / "helm" / "step35-cluster" / "files" / "alerts" / "step35.yaml"
 
 HEADER = "# Made from ops/alerts/rules.py and the cases beside it: python -m ops.alerts --write\n"
-INTERVAL = "30s"
+INTERVAL = "30s"  # between two values of a series
+EVALUATION_INTERVAL = "1m"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -51,7 +52,7 @@ def promtool_tests() -> dict[str, Any]:
     """Two tests for each case: it fires and says so, and it is quiet."""
     alerts = {alert.name: alert for alert in ALERTS}
     tests = [test for case in CASES for test in _tests(case, alerts[case.alert])]
-    return {"rule_files": [RULES.name], "evaluation_interval": INTERVAL, "tests": tests}
+    return {"rule_files": [RULES.name], "evaluation_interval": EVALUATION_INTERVAL, "tests": tests}
 
 
 def _rule(alert: Alert) -> dict[str, Any]:

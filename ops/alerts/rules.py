@@ -72,7 +72,9 @@ def _warning(name: str, duration: str, expression: str, summary: str, descriptio
 
 # Every process has this one, and it is there from the first scrape: whose targets are ours, and which process is gone.
 _PROCESS = "step35_telemetry_scrapes_total"
-_GONE = f"count by (job, role, ep_rank) (last_over_time({_PROCESS}[15m]) unless {_PROCESS})"
+# An expert process without a rank is one that starts: its series ends, though not the process, when it takes a lease.
+_SEEN = f'(last_over_time({_PROCESS}{{role!="expert"}}[15m]) or last_over_time({_PROCESS}{{ep_rank!=""}}[15m]))'
+_GONE = f"count by (job, role, ep_rank) ({_SEEN} unless on (job, member) {_PROCESS})"
 _THERE = f"count by (job, role, ep_rank) ({_PROCESS})"
 
 AVAILABILITY = Group(

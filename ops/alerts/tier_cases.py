@@ -33,24 +33,24 @@ EXPERTS = (
     ),
     Case(
         alert="RebalanceTooOften",
-        at="70m",
-        fires={of(_REBALANCES, outcome="done", trigger="load"): "0+0.2x160"},
+        at="20m",
+        fires={of(_REBALANCES, outcome="done", trigger="load"): "0+0.4x60"},
         # As often, by an operator's order.
-        quiet={of(_REBALANCES, outcome="done", trigger="manual"): "0+0.2x160"},
-        says="demo began 24 rebalances by itself within an hour.",
+        quiet={of(_REBALANCES, outcome="done", trigger="manual"): "0+0.4x60"},
+        says="demo began 16 rebalances by itself within an hour.",
     ),
     Case(
         alert="RebalanceSlow",
-        at="70m",
+        at="20m",
         fires={
-            of(_REBALANCE_S, le="300.0"): "0x160",
-            of(_REBALANCE_S, le="600.0"): "0+1x160",
-            of(_REBALANCE_S, le="+Inf"): "0+1x160",
+            of(_REBALANCE_S, le="300.0"): "0x60",
+            of(_REBALANCE_S, le="600.0"): "0+1x60",
+            of(_REBALANCE_S, le="+Inf"): "0+1x60",
         },
         quiet={
-            of(_REBALANCE_S, le="300.0"): "0+1x160",
-            of(_REBALANCE_S, le="600.0"): "0+1x160",
-            of(_REBALANCE_S, le="+Inf"): "0+1x160",
+            of(_REBALANCE_S, le="300.0"): "0+1x60",
+            of(_REBALANCE_S, le="600.0"): "0+1x60",
+            of(_REBALANCE_S, le="+Inf"): "0+1x60",
         },
         says="Rebalances of demo take up to 9m 30s.",
     ),
@@ -63,9 +63,9 @@ EXPERTS = (
     ),
     Case(
         alert="RebalancesAbandoned",
-        at="130m",
-        fires={of(_REBALANCES, outcome="abandoned", trigger="load"): "0+0.0125x300"},
-        quiet={of(_REBALANCES, outcome="done", trigger="load"): "0+0.0125x300"},
+        at="20m",
+        fires={of(_REBALANCES, outcome="abandoned", trigger="load"): "0+0.075x60"},
+        quiet={of(_REBALANCES, outcome="done", trigger="load"): "0+0.075x60"},
         says="demo abandoned 3 rebalances within two hours.",
     ),
     Case(
@@ -127,17 +127,17 @@ TRANSPORT = (
 
 
 def _drafts(before: int, now: int) -> Series:
-    """Drafts of 100 that are taken in 30 s, for 26 hours and then for two."""
+    """Drafts of 100 that are taken in 30 s, for an hour and then for another. A day would take promtool a minute."""
     return {
-        attention("step35_draft_tokens_total", position="0"): "0+100x3400",
-        attention("step35_accepted_tokens_total", position="0"): f"0+{before}x3119 {before * 3120}+{now}x280",
+        attention("step35_draft_tokens_total", position="0"): "0+100x260",
+        attention("step35_accepted_tokens_total", position="0"): f"0+{before}x119 {before * 120}+{now}x140",
     }
 
 
 SERVICE = (
     Case(
         alert="AcceptanceDropped",
-        at="27h",
+        at="2h",
         fires=_drafts(before=80, now=40),
         quiet=_drafts(before=80, now=70),
         says="The target of demo takes 40% of first drafts, a fifth less than over the day before.",

@@ -87,16 +87,24 @@ class Effect:
 
 
 @contextlib.contextmanager
-def served(folder: Path, mode: str, slots: int) -> Iterator[tuple[str, httpx.Client]]:
-    """A cluster of our own: yields its URL and a client of its admin route."""
+def served(
+    folder: Path,
+    mode: str,
+    slots: int,
+    *,
+    ports: tuple[int, int] = (PORT, ADMIN_PORT),
+    is_deterministic: bool = True,
+) -> Iterator[tuple[str, httpx.Client]]:
+    """A cluster of our own: yields its URL and a client of its admin route. ports: of the gateway and of that route."""
+    port, admin_port = ports
     token = folder / "admin.token"
     token.write_text(secrets.token_urlsafe(32) + "\n")
     token.chmod(0o600)
     fields = {
         "checkpoint": str(CHECKPOINT),
-        "deterministic": True,
-        "gateway": {"port": PORT},
-        "admin": {"port": ADMIN_PORT, "token_file": str(token)},
+        "deterministic": is_deterministic,
+        "gateway": {"port": port},
+        "admin": {"port": admin_port, "token_file": str(token)},
         "experts": {"num_redundant_slots": slots},
         "balancing": {"mode": mode, "interval_s": 20, "half_life_s": 15, "horizon_s": 60},
         "ray": {"app_name": f"bench-{mode}"},
@@ -106,10 +114,10 @@ def served(folder: Path, mode: str, slots: int) -> Iterator[tuple[str, httpx.Cli
     server = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "serve", "--config", str(config)], stdout=sys.stderr
     )
-    url, key = f"http://127.0.0.1:{PORT}", {"authorization": f"Bearer {token.read_text().strip()}"}
+    url, key = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {token.read_text().strip()}"}
     try:
         wait_ready(url, server)
-        with httpx.Client(base_url=f"http://127.0.0.1:{ADMIN_PORT}", headers=key, timeout=10) as admin:
+        with httpx.Client(base_url=f"http://127.0.0.1:{admin_port}", headers=key, timeout=10) as admin:
             yield url, admin
     finally:
         server.send_signal(signal.SIGTERM)

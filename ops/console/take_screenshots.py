@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from selenium.webdriver import Chrome
 
 from ops.console.browser import SETTLE, headless, show_past
 from ops.console.demo import Demo, SetClock
@@ -22,54 +23,56 @@ NUM_COLOURS = 256
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture. second: of the made-up cluster."""
+class Moment:
+    """What is drawn in both themes. second: of the made-up cluster. is_whole: the whole page, not only its top."""
 
     name: str
     shape: Shape
     second: int
-    is_dark: bool = False
     is_whole: bool = False
 
 
-PICTURES = (
-    Picture("before-light", FULL, 138),
-    Picture("during-dark", FULL, 159, is_dark=True),
-    Picture("after-light", FULL, 225, is_whole=True),
-    Picture("after-dark", FULL, 225, is_dark=True),
-    Picture("nano-light", NANO, 225),
+MOMENTS = (
+    Moment("before", FULL, 138),
+    Moment("during", FULL, 159),
+    Moment("after", FULL, 225, is_whole=True),
+    Moment("nano", NANO, 225),
 )
 
 
 def main() -> int:
     """Draw every picture."""
-    for picture in PICTURES:
-        content = draw(picture)
-        (FOLDER / f"{picture.name}.png").write_bytes(content)
-        print(f"{picture.name}: {len(content) / 1024:.0f} KiB")
+    for moment in MOMENTS:
+        for theme, content in draw(moment).items():
+            (FOLDER / f"{moment.name}-{theme}.png").write_bytes(content)
+            print(f"{moment.name}-{theme}: {len(content) / 1024:.0f} KiB")
     return 0
 
 
-def draw(picture: Picture) -> bytes:
-    """A PNG of the page that has seen the whole past of the made-up cluster."""
+def draw(moment: Moment) -> dict[str, bytes]:
+    """PNGs by theme, of the page that has seen the whole past of the made-up cluster."""
     clock = SetClock()
-    with Demo(picture.shape, clock) as demo, headless(WIDTH, HEIGHT) as driver:
-        theme = {"name": "prefers-color-scheme", "value": "dark" if picture.is_dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
-        show_past(driver, demo, picture.shape, clock, picture.second)
-        height = driver.execute_script("return document.documentElement.scrollHeight") if picture.is_whole else HEIGHT
-        size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        driver.execute_async_script(SETTLE)
-        for entry in driver.get_log("browser"):
-            print(entry["message"])
-        return _small(driver.get_screenshot_as_png())
+    with Demo(moment.shape, clock) as demo, headless(WIDTH, HEIGHT) as driver:
+        show_past(driver, demo, moment.shape, clock, moment.second)
+        return {theme: _drawn(driver, theme, is_whole=moment.is_whole) for theme in ("light", "dark")}
+
+
+def _drawn(driver: Chrome, theme: str, *, is_whole: bool) -> bytes:
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    height = driver.execute_script("return document.documentElement.scrollHeight") if is_whole else HEIGHT
+    size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.execute_async_script(SETTLE)
+    return _small(driver.get_screenshot_as_png())
 
 
 def _small(png: bytes) -> bytes:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     content = io.BytesIO()
-    image.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    image.quantize(NUM_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        content, "PNG", optimize=True
+    )
     return content.getvalue()
 
 

@@ -18,7 +18,8 @@ from ops.dashboards.panels import (
 from ops.dashboards.promql import increase, over, rate, select
 
 PROCESSES = select("step35_telemetry_scrapes_total")
-GONE = f"last_over_time({PROCESSES}[15m]) unless {PROCESSES}"
+# By member: the labels of an expert process change when it takes an EP rank.
+GONE = f"group by (role, member) (last_over_time({PROCESSES}[15m]) unless on (member) {PROCESSES})"
 
 NOW = Row(
     "Now",

@@ -38,8 +38,8 @@ def evacuated(
 def uncovered(held: BoolArray, doomed: Collection[int]) -> BoolArray:
     """bool [L, E]: experts that no rank holds but those that are about to go."""
     staying = [rank for rank in range(held.shape[1]) if rank not in doomed]
-    is_safe: BoolArray = held[:, staying].any(axis=1)
-    return ~is_safe
+    is_alone: BoolArray = np.logical_not(held[:, staying].any(axis=1))
+    return is_alone
 
 
 class _Layer:

@@ -31,6 +31,7 @@ def test_rebalance_begins_only_when_it_is_confirmed(signed_in: Page) -> None:
         refuse()
         signed_in.wait(lambda: not signed_in.find("confirm").is_displayed())
         signed_in.wait(lambda: signed_in.driver.execute_script("return !document.body.dataset.ordering"))
+        assert "nothing was ordered" in signed_in.text("outcome-text")
         assert _balancer(signed_in)["phase"] == "idle"
     signed_in.click("rebalance")
     signed_in.wait(signed_in.find("confirm").is_displayed)

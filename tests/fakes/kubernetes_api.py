@@ -25,13 +25,21 @@ EVERYTHING = frozenset(
 WAIT_S = 5.0
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Bytes that go out as they are, and end the watch: in peace, or as if the connection were cut."""
+
+    text: bytes
+    is_cut: bool = True
+
+
 @dataclass
 class _Watch:
-    """One open watch. lines: what to send; None ends it in peace, bytes go out as they are and cut it."""
+    """One open watch. lines: what to send; None ends it in peace."""
 
     kind: str
     query: dict[str, str]
-    lines: queue.Queue[dict[str, Any] | bytes | None] = field(default_factory=queue.Queue)
+    lines: queue.Queue[dict[str, Any] | Raw | None] = field(default_factory=queue.Queue)
 
 
 class FakeKubernetes:
@@ -90,8 +98,8 @@ class FakeKubernetes:
             self.send(kind, {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self._version)}}})
             return self._version
 
-    def send(self, kind: str, line: dict[str, Any] | bytes | None) -> None:
-        """Something to every open watch of a kind: an event, raw bytes after which it is cut, or its end."""
+    def send(self, kind: str, line: dict[str, Any] | Raw | None) -> None:
+        """Something to every open watch of a kind: an event, or what ends it."""
         with self._lock:
             for watch in self._watches:
                 if watch.kind == kind:
@@ -218,12 +226,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         while (line := watch.lines.get()) is not None:
-            is_cut = isinstance(line, bytes)
-            text = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+            text = line.text if isinstance(line, Raw) else json.dumps(line).encode() + b"\n"
             self.wfile.write(b"%x\r\n%b\r\n" % (len(text), text))
             self.wfile.flush()
-            if is_cut:
+            if isinstance(line, Raw) and line.is_cut:
                 return  # without the end of the chunked body
+            if isinstance(line, Raw):
+                break
         self.wfile.write(b"0\r\n\r\n")
         self.wfile.flush()
 

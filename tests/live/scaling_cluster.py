@@ -2,7 +2,8 @@
 without a model. `python -m tests.live.scaling_cluster FOLDER` prints one line for each thing it has seen.
 
 What is shed is told as a gateway tells it, to the coordinator; replicas pass it on by `record_autoscaling_stats`. The
-options of the deployment are those of `cluster.resources`, but for Serve's period of reports and the delays.
+options of the deployment are those of `cluster.resources`, but for Serve's period of reports. The coordinator's metrics
+are those of `cluster.scaling_watch`.
 """
 
 from __future__ import annotations
@@ -25,15 +26,31 @@ from cluster.config import ClusterConfig, export_environment
 from cluster.deploy import ATTENTION, COORDINATOR, CoordinatorDeployment, MapShape
 from cluster.gateway_load import known_gateway_load
 from cluster.handles import RemoteCoordinator
-from cluster.membership import GatewayReport
+from cluster.membership import ProcessReport
 from cluster.resources import attention_options, coordinator_options, process_environment
 from cluster.scaling_policy import replica_stats
-from cluster.scaling_watch import WANTED
+from cluster.scaling_watch import WANTED, replica_states, watch_scaling
+from ops.telemetry.plain import PlainMetrics, plain_metrics
+from ops.telemetry.recording import RecordingMeter
+from ops.telemetry.spec import Owner
 
 APP = "scaling"
 STREAM_S = 30.0
 DEADLINE_S = 45.0
 PERIOD_S = 0.5
+
+
+class WatchedCoordinator(CoordinatorDeployment):
+    """The coordinator, looking at Serve more often than it does elsewhere."""
+
+    def __init__(self, fields: Mapping[str, Any], shape: Mapping[str, Any]) -> None:
+        super().__init__(fields, shape)
+        self._scaling_meter = RecordingMeter(Owner.COORDINATOR)
+        watch = watch_scaling(self._scaling_meter, APP, ATTENTION, look_s=PERIOD_S)
+        self._watching = asyncio.get_running_loop().create_task(watch)
+
+    async def scaling_metrics(self) -> PlainMetrics:
+        return plain_metrics(self._scaling_meter.families())
 
 
 class PretendedAttention:
@@ -63,25 +80,27 @@ class Watcher:
 
     def __init__(self, coordinator: RemoteCoordinator) -> None:
         self._coordinator = coordinator
-        self._num_shed = 0
+        self._meter = RecordingMeter(Owner.GATEWAY)
 
     async def until_ready(self, number: int, *, shed_per_look: int) -> None:
         """Raises TimeoutError."""
         async with asyncio.timeout(DEADLINE_S):
-            while replica_states() != {"RUNNING": number}:
+            while states() != {"RUNNING": number}:
                 await self._look(shed_per_look)
         say(f"ready: {number}")
 
     async def until_wanted(self, number: int) -> None:
         """Raises TimeoutError."""
         async with asyncio.timeout(DEADLINE_S):
-            while sum(count for state, count in replica_states().items() if state in WANTED) != number:
+            while sum(count for state, count in states().items() if state in WANTED) != number:
                 await self._look(0)
         say(f"wanted: {number}")
 
     async def _look(self, num_shed: int) -> None:
-        self._num_shed += num_shed
-        await self._coordinator.report_gateway("gateway", GatewayReport(self._num_shed, request_s=4.0))
+        self._meter.counter("step35_requests_shed_total", reason="concurrency").add(num_shed)
+        self._meter.histogram("step35_request_latency_seconds").record(4.0)
+        metrics = plain_metrics(self._meter.families())
+        await self._coordinator.report_process(ProcessReport("gateway", "gateway", "host", None, metrics))
         await asyncio.sleep(PERIOD_S)
 
 
@@ -90,9 +109,8 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def replica_states() -> Mapping[str, int]:
-    states = serve.status().applications[APP].deployments[ATTENTION].replica_states
-    return {str(getattr(state, "value", state)): count for state, count in states.items() if count}
+def states() -> Mapping[str, int]:
+    return {state: count for state, count in replica_states(APP, ATTENTION).items() if count}
 
 
 def configure(folder: Path) -> ClusterConfig:
@@ -112,7 +130,7 @@ def deploy(config: ClusterConfig) -> None:
     """Serve sends reports every 10 s; a deprecated option still shortens that, for this test alone."""
     options = attention_options(config).to_dict()
     options["autoscaling_config"] |= {"metrics_interval_s": 1.0, "look_back_period_s": 5.0}
-    coordinator = serve.deployment(name=COORDINATOR, **coordinator_options(config).to_dict())(CoordinatorDeployment)
+    coordinator = serve.deployment(name=COORDINATOR, **coordinator_options(config).to_dict())(WatchedCoordinator)
     attention = serve.deployment(name=ATTENTION, **options)(PretendedAttention)
     bound = coordinator.bind(config.to_dict(), asdict(MapShape(1, 4)))
     serve.run(attention.bind(bound), name=APP, route_prefix=None)
@@ -124,7 +142,7 @@ async def scale(engine: DeploymentHandle[Any], watcher: Watcher) -> None:
     await watcher.until_ready(3, shed_per_look=20)
     streams = [asyncio.create_task(drain(engine.options(stream=True).stream.remote(STREAM_S))) for _ in range(6)]
     await watcher.until_wanted(1)
-    say(f"stopping with streams: {replica_states().get('STOPPING', 0) > 0}")
+    say(f"stopping with streams: {states().get('STOPPING', 0) > 0}")
     numbers = await asyncio.gather(*streams)
     say(f"whole streams: {sum(count == int(10 * STREAM_S) for count in numbers)}")
     await watcher.until_ready(1, shed_per_look=0)
@@ -143,6 +161,10 @@ def main(folder: Path) -> None:
         deploy(config)
         coordinator = RemoteCoordinator(serve.get_deployment_handle(COORDINATOR, APP), 5.0)
         asyncio.run(scale(serve.get_deployment_handle(ATTENTION, APP), Watcher(coordinator)))
+        metrics = serve.get_deployment_handle(COORDINATOR, APP).scaling_metrics.remote().result(timeout_s=5)
+        decisions = {labels[1]: int(count) for labels, count in metrics["step35_autoscaler_decisions_total"]}
+        say(f"seen: up {decisions['up']}, down {decisions['down']}")
+        say(f"desired: {metrics['step35_autoscaler_desired_replicas'][0][1]:g}")
         say(f"seconds: {time.monotonic() - began_at:.0f}")
     finally:
         serve.shutdown()

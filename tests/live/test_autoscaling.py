@@ -30,7 +30,11 @@ def test_from_one_to_three_and_back(tmp_path: Path) -> None:
                 running.wait(10)
     said = (tmp_path / "output").read_text()
     assert status == 0, said[-6000:]
-    seen = [line for line in said.splitlines() if line.startswith(("ready:", "wanted:", "stopping", "whole"))]
+    seen = [
+        line
+        for line in said.splitlines()
+        if line.startswith(("ready", "wanted", "stopping", "whole", "seen", "desired"))
+    ]
     assert seen == [
         "ready: 1",
         "ready: 3",
@@ -38,4 +42,6 @@ def test_from_one_to_three_and_back(tmp_path: Path) -> None:
         "stopping with streams: True",
         "whole streams: 6",
         "ready: 1",
+        "seen: up 2, down 2",
+        "desired: 1",
     ]

@@ -138,7 +138,7 @@ def test_shed_requests_are_demand() -> None:
 
 
 def test_looks_between_two_reports_see_a_steady_flow() -> None:
-    """Gateways tell every five seconds; nine of ten looks find the count unchanged, and none of them is a break."""
+    """Five requests are shed every five seconds; most looks find the count unchanged, and none of them is a break."""
     run = Run()
     for now in range(45):
         decision = run.at(seen(now, load(9), gateways=GatewayLoad(0, now // 5 * 5, request_s=8.0)))

@@ -293,4 +293,5 @@ def test_a_process_knows_its_pod() -> None:
     }
     assert pod_environment(environ) == PodEnvironment("p", "n", "models", "c", "s")
     assert pod_environment({}) == PodEnvironment()
-    assert load_config(None, overrides=CHECKPOINT, environ=environ) == load_config(None, overrides=CHECKPOINT, environ={})
+    config = load_config(None, overrides=CHECKPOINT, environ=environ)
+    assert config == load_config(None, overrides=CHECKPOINT, environ={})

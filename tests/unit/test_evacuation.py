@@ -270,6 +270,18 @@ async def test_the_fate_changes_on_the_way(world: World) -> None:
     assert np.array_equal(held_of(world.map), held_of(world.start))
 
 
+async def test_a_fate_that_comes_back_is_answered_in_full(world: World) -> None:
+    """Rank 3 is to be emptied, which takes two stages; another fate ends that after the first, and is then revoked."""
+    leaving = Doom("node n3 is cordoned", 1.8e9 + 600)
+    await world.doom(n3=leaving)
+    await world.round()
+    assert (await world.coordinator.expert_status()).balancer.num_stages == 2
+    await world.doom(n3=leaving, n0=Doom("cordoned"))
+    await world.doom(n3=leaving)
+    await world.rest(120)
+    assert not held_of(world.map)[:, 3].any()
+
+
 async def test_a_rebalance_under_way_makes_room() -> None:
     """It ends with the stage it is in; then experts are brought to safety."""
     world = World(policy="eplb")

@@ -226,7 +226,7 @@ async def test_no_port_loses_a_peer_over_a_restarted_coordinator(monkeypatch: py
     await open_all(*replicas)
     before = await tiers.wait(lambda view: view.is_serving)
     told: asyncio.Queue[int] = asyncio.Queue()
-    monkeypatch.setattr(FakeAttention, "reconcile", lambda _self, shards, _map: told.put_nowait(len(shards)))
+    monkeypatch.setattr(FakeAttention, "reconcile", lambda _self, shards, *_: told.put_nowait(len(shards)))
     monkeypatch.setattr(FakeExpert, "reconcile", lambda _self, attention, _shards: told.put_nowait(len(attention) + 1))
     address.now = Tiers().coordinator
     after = await tiers.wait(lambda view: view.is_newer_than(before) and view.is_serving)

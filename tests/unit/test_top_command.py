@@ -6,18 +6,19 @@ import io
 import json
 import os
 import pty
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cluster.admin.keyboard import Keyboard
 from cluster.admin.top import StateReader, watch
@@ -166,9 +167,10 @@ def screen() -> Console:
 
 
 def frames(console: Console) -> list[str]:
-    """What was shown, frame by frame: each begins where the cursor goes home."""
+    """What was shown, frame by frame: each begins where the cursor goes home. Without colours and wrapping."""
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().split("\x1b[H")[1:]
+    written = re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue()).split("\x1b[H")
+    return [" ".join(frame.split()) for frame in written if "steps" in frame]
 
 
 def watched(config: Path, coordinator: Coordinator, *steps: Callable[[], None]) -> list[str]:
@@ -199,21 +201,15 @@ def test_watching(config: Path) -> None:
     assert "-/s completion" in seen[0]
     assert "612/s completion" in seen[-1]
     assert "\x1b[?1049l" in seen[-1]
-    assert seen[1].count("\n") == 23
 
 
 def test_a_coordinator_that_restarts(config: Path) -> None:
     """The last frame stays with a note; it is asked again and again, and goes on when it answers."""
     coordinator = Coordinator()
-    stack = listening(coordinator)
-    stack.__enter__()
-    again = listening(coordinator)
-    try:
-        seen = watched(
-            config, coordinator, nothing, lambda: stack.__exit__(None, None, None), nothing, lambda: again.__enter__()
-        )
-    finally:
-        again.__exit__(None, None, None)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(listening(coordinator))
+        starts_again = partial(second.enter_context, listening(coordinator))
+        seen = watched(config, coordinator, nothing, first.close, nothing, starts_again)
     told = ["NO ANSWER" in text for text in seen[-4:]]
     assert told == [False, True, True, False]
     assert "nobody listens at" in seen[-2]

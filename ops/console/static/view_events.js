@@ -7,16 +7,22 @@ const MAX_EVENTS = 40;
 const BAD = new Set(["member_lost", "rank_lost"]);
 
 export class EventsView {
-  show({ state }) {
-    const events = state.events.slice(-MAX_EVENTS).reverse();
-    fillRows(byId("events"), events.length === 0 ? [["Nothing has happened yet."]] : events.map((event) => cells(event, state.time)));
-  }
+    show({ state }) {
+        const events = state.events.slice(-MAX_EVENTS).reverse();
+        fillRows(
+            byId("events"),
+            events.length === 0 ? [["Nothing has happened yet."]] : events.map((event) => cells(event, state.time)),
+        );
+    }
 }
 
 function cells(event, now) {
-  return [
-    format.clock(event.time, now),
-    { text: event.kind.replaceAll("_", " "), className: BAD.has(event.kind) ? "bad" : event.kind === "drift" ? "warn" : "" },
-    event.text,
-  ];
+    return [
+        format.clock(event.time, now),
+        {
+            text: event.kind.replaceAll("_", " "),
+            className: BAD.has(event.kind) ? "bad" : event.kind === "drift" ? "warn" : "",
+        },
+        event.text,
+    ];
 }

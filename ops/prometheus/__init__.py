@@ -1,0 +1,1 @@
+"""A real Prometheus on this machine, which follows a cluster started here."""
