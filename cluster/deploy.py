@@ -39,6 +39,7 @@ from cluster.process_telemetry import Process, ProcessTelemetry
 from cluster.replica import Identity, ReplicaSettings
 from cluster.resources import attention_options, coordinator_options, expert_options, gateway_options
 from cluster.scaling_policy import replica_stats
+from cluster.scaling_watch import watch_scaling
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
 from ops.telemetry import logs
@@ -128,6 +129,8 @@ class CoordinatorDeployment(Coordinator):
         )
         self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
         self._telemetry.start(None)
+        watching = watch_scaling(self._telemetry.meter, config.ray.app_name, ATTENTION)
+        self._watching = asyncio.get_running_loop().create_task(watching, name="watch-scaling")
         self._kube.start(self.note_surroundings)
         admin = config.admin
         self._admin = AdminServer(create_admin_app(self, admin.token_file, admin.host), admin.host, admin.port)
@@ -143,6 +146,7 @@ class CoordinatorDeployment(Coordinator):
     async def __del__(self) -> None:
         """Called once by Serve, on the replica's loop."""
         self._dropping.cancel()
+        self._watching.cancel()
         await self._kube.close()
         await self._admin.close()
         await self._telemetry.close()

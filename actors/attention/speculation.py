@@ -64,9 +64,7 @@ class Speculation:
 
     def counts(self) -> SpeculationCounts:
         """A copy for other threads, which may be a step old."""
-        return SpeculationCounts(
-            self.stats.counts, self.stats.lengths.copy(), self.stats.reasons.copy(), self._draft_s
-        )
+        return SpeculationCounts(self.stats.counts, self.stats.lengths.copy(), self.stats.reasons.copy(), self._draft_s)
 
     def _run(self, work: SequenceOf[DraftItem]) -> None:
         """Draft, and learn what it costs."""

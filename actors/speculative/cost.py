@@ -136,7 +136,9 @@ class StepCost:
     ) -> None:
         """A draft pass for sequences of these lengths; num_module_rows: rows of all modules added up. is_steady: they
         had the same lengths before, so none of these rows were left over from shorter ones."""
-        self._drafting.observe((max(lengths, default=0), num_module_rows, sum(lengths)), seconds / self._deviations.pace)
+        self._drafting.observe(
+            (max(lengths, default=0), num_module_rows, sum(lengths)), seconds / self._deviations.pace
+        )
         predicted = sum(self.module_rows[length] for length in lengths)
         if predicted and is_steady:
             ratio = num_module_rows / predicted

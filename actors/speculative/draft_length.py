@@ -6,7 +6,8 @@ those before it were. The price is the predicted time of the draft pass and of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -15,13 +16,13 @@ from typing import Literal
 from actors.speculative.cost import StepCost
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-DECIDE_EVERY = 8  # steps: deciding takes as long as a row of a small model
-PROBE_EVERY = 4  # decisions after which everybody tries another length: what nobody tries is never seen again
-PROBE_AT_MOST_EVERY = 16  # decisions, while tries teach nothing new
+DECIDE_EVERY = 4  # steps: deciding takes as long as a row of a small model
+PROBE_EVERY = 8  # decisions after which everybody tries another length: what nobody tries is never seen again
+PROBE_AT_MOST_EVERY = 32  # decisions, while tries teach nothing new
 PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
-LEARNING_STEPS = 24  # steps that try every length in turn, to learn what they cost
+LEARNING_STEPS = 12  # steps with as many sequences that try every length in turn, to learn what they cost
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class DraftLengths:
         self.max_drafts = max_drafts
         self.cost = cost
         self._num_choices = 0
+        self._num_learnt: Counter[int] = Counter()  # by the doublings of sequences: prices of few say little of many
         self._probes = _Probes(max_drafts)
 
     def without_rates(self, limits: Sequence[int], last: Sequence[int | None]) -> Choice | None:
@@ -59,14 +61,15 @@ class DraftLengths:
         if self._mode == "fixed":
             return Choice(tuple(limits), "fixed")
         self._num_choices += 1
+        self._num_learnt[_doublings(limits)] += 1
         known = [length for length in last if length is not None]
-        if self._is_learning or self._num_choices % DECIDE_EVERY == 0 or len(known) < len(last):
+        if self._is_learning(limits) or self._num_choices % DECIDE_EVERY == 0 or len(known) < len(last):
             return None
         return Choice(tuple(map(min, known, limits)), "kept")
 
     def choose(self, sequences: Sequence[Drafting]) -> Choice:
         """The choice for this batch."""
-        if self._is_learning:
+        if self._is_learning(sequences):
             return Choice(_uniform(self._num_choices % (self.max_drafts + 1), sequences), "learning")
         best = best_lengths(sequences, self.cost)
         last = tuple(k if s.last is None else min(s.last, s.limit) for k, s in zip(best, sequences, strict=True))
@@ -78,9 +81,8 @@ class DraftLengths:
             return Choice(last, "kept")
         return Choice(best, "faster")
 
-    @property
-    def _is_learning(self) -> bool:
-        return self._num_choices <= LEARNING_STEPS or not self.cost.is_known
+    def _is_learning(self, batch: Sized) -> bool:
+        return self._num_learnt[_doublings(batch)] <= LEARNING_STEPS or not self.cost.is_known
 
 
 class _Probes:
@@ -114,9 +116,7 @@ class _Probes:
         self._expected = self._promise(sequences, cost, best_rate)
         return _uniform(self._length, sequences)
 
-    def _turn(
-        self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float, last: tuple[int, ...]
-    ) -> None:
+    def _turn(self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float, last: tuple[int, ...]) -> None:
         """To the next length that might pay."""
         for _ in range(self._max_drafts):
             self._length = (self._length + 1) % (self._max_drafts + 1)
@@ -165,6 +165,11 @@ def tokens_per_second(lengths: Sequence[int], sequences: Sequence[Drafting], cos
     num_drafts = sum(lengths)
     drafting_s = cost.drafting_seconds(max(lengths), module_rows, num_drafts)
     return sum(tokens) / (cost.step_seconds(len(lengths) + num_drafts) + drafting_s)
+
+
+def _doublings(batch: Sized) -> int:
+    """Batches of less than twice as many sequences are alike."""
+    return len(batch).bit_length()
 
 
 def _uniform(length: int, sequences: Sequence[Drafting]) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from pydantic import ValidationError
+
 from ops.prometheus.errors import PrometheusError
 from ops.prometheus.scrape_files import ScrapeFiles
 from ops.prometheus.server import PrometheusServer, find_binary
@@ -27,8 +29,8 @@ EXPORTER = ExporterConfig()
 
 DESCRIPTION = """\
 A Prometheus for the cluster that `make serve` runs on this machine. It scrapes every process each 5 seconds and
-evaluates the alerts of ops/alerts. Processes are found by asking the ports that they may listen on, so it can be started
-before or after the cluster and follows every restart; one that vanishes stays a target for 5 minutes, as down.
+evaluates the alerts of ops/alerts. Processes are found by asking the ports that they may listen on, so it can be
+started before or after the cluster and follows every restart; one that vanishes stays a target for 5 minutes, as down.
 
 Needs the program prometheus on the PATH, such as the Debian package of that name has. Nothing else is installed and
 no configuration of the machine is touched. Ctrl-C ends Prometheus too.
@@ -48,39 +50,47 @@ Exit status: 0 after Ctrl-C, 1 when Prometheus cannot be started or dies, 2 when
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Until a signal. Exit status 1 for a failure that was told."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        exporters = ExporterConfig(port=options.first_port, num_ports=options.num_ports)
+    except ValidationError as error:
+        parser.error(f"--first-port or --num-ports: {error.errors()[0]['msg']}")
     stop = threading.Event()
     _stop_on_signals(stop)
     try:
         with _folder(options.folder) as folder:
-            _run(folder, options, stop)
+            _run(folder, options.listen, exporters, stop)
     except PrometheusError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
-def _run(folder: Path, options: argparse.Namespace, stop: threading.Event) -> None:
-    files = ScrapeFiles(folder)
+def _run(folder: Path, listen: tuple[str, int], exporters: ExporterConfig, stop: threading.Event) -> None:
+    """Raises PrometheusError."""
+    files, (host, port) = ScrapeFiles(folder), listen
     files.write_config()
-    host, port = options.listen
     with PrometheusServer(find_binary(), files.config, folder, host, port) as server:
         _say(_ready_message(f"http://{host}:{port}", folder))
-        _follow(files, range(options.first_port, options.first_port + options.num_ports), server, stop)
+        _follow(files, range(exporters.port, min(exporters.port + exporters.num_ports, 65536)), server, stop)
         _say("stopping Prometheus")
 
 
 def _follow(files: ScrapeFiles, ports: Sequence[int], server: PrometheusServer, stop: threading.Event) -> None:
     """Rewrite the lists of targets whenever they change. Raises PrometheusFailed."""
-    table, known = TargetTable(), Targets()
+    table, written, said = TargetTable(), Targets(), ""
     while not stop.is_set():
         server.check()
         answers = ask(ports)
         targets = table.update(answers, time.monotonic())
-        if targets != known:
+        if targets != written:
             files.write_targets(targets)
-            _say(_targets_message(targets, num_silent=len(targets.metrics) - len(answers)))
-            known = targets
+            written = targets
+        text = _targets_message(targets, num_silent=len(targets.metrics) - len(answers))
+        if text != said:
+            _say(text)
+            said = text
         stop.wait(POLL_S)
 
 

@@ -1,4 +1,4 @@
-"""The files that Prometheus reads: its configuration, and the lists of targets, which it reads anew when they change."""
+"""The files that Prometheus reads: its configuration, and the lists of targets, which it reads whenever they change."""
 
 from __future__ import annotations
 

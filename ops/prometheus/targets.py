@@ -1,7 +1,7 @@
 """Which ports are scraped: those that answer, and for a while those that did. Asks them over HTTP.
 
-Prometheus reports a target that does not answer as down. A port where nothing ever was is no target; one that fell silent
-stays for five minutes, so that alerts see it go.
+Prometheus reports a target that does not answer as down. A port where nothing ever was is no target; one that fell
+silent stays for five minutes, so that alerts see it go.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_arrivals_are_a_poisson_process() -> None:
     arrivals = poisson_arrivals(rate, seconds, random.Random(3))
     assert abs(len(arrivals) - rate * seconds) < 4 * (rate * seconds) ** 0.5
     assert arrivals == sorted(arrivals)
-    assert 0.0 < arrivals[0]
+    assert arrivals[0] > 0.0
     assert arrivals[-1] < seconds
     gaps = np.sort(np.diff(np.array([0.0, *arrivals])))
     expected = 1.0 - np.exp(-rate * gaps)

@@ -77,10 +77,10 @@ def _decide(chooser: DraftLengths, sequences: Sequence[Drafting]) -> Choice:
     return _step(chooser, sequences)
 
 
-def _past_learning(cost: StepCost) -> DraftLengths:
+def _past_learning(cost: StepCost, num_sequences: int = 1) -> DraftLengths:
     chooser = DraftLengths("adaptive", MAX_DRAFTS, cost)
     for _ in range(LEARNING_STEPS):
-        assert _step(chooser, [_sequence(0.5, 0.5, 0.5)]).reason == "learning"
+        assert _step(chooser, [_sequence(0.5, 0.5, 0.5)] * num_sequences).reason == "learning"
     return chooser
 
 
@@ -172,6 +172,15 @@ def test_learning_tries_every_length_within_limits() -> None:
     assert all(choice.lengths[1] == min(choice.lengths[0], 1) for choice in choices)
 
 
+def test_a_batch_of_another_size_is_learnt_anew() -> None:
+    """Prices of one sequence say little of eight: every length is tried again, and then known for nine too."""
+    chooser = _past_learning(Machine(10.0, 0.5, 0.0, 0.1, 0.01).learnt(1))
+    assert _decide(chooser, [_sequence(0.5, 0.5, 0.5)]).reason != "learning"
+    eight = [_sequence(0.5, 0.5, 0.5, last=0)] * 8
+    assert [_step(chooser, eight).reason for _ in range(LEARNING_STEPS + 1)][-2:] == ["learning", "kept"]
+    assert _step(chooser, [*eight, _sequence(0.5, 0.5, 0.5, last=0)]).reason != "learning"
+
+
 def test_a_little_faster_is_not_worth_a_change() -> None:
     """The last lengths stay until others promise 2 % more."""
     cost = Machine(10.0, 1.0, 0.0, 0.1, 0.01).learnt(1)
@@ -190,7 +199,7 @@ def test_newcomers_get_the_best_length_while_others_keep_theirs() -> None:
     cost = Machine(10.0, 0.5, 0.0, 0.1, 0.01).learnt(3)
     rates = (0.9, 0.9, 0.9)
     batch = [_sequence(*rates, last=3), _sequence(*rates, last=None), _sequence(*rates, last=3, limit=1)]
-    choice = _step(_past_learning(cost), batch)
+    choice = _step(_past_learning(cost, len(batch)), batch)
     assert (choice.lengths, choice.reason) == ((3, 3, 1), "kept")
 
 
@@ -198,11 +207,11 @@ def test_now_and_then_everybody_tries_another_length() -> None:
     """Each in turn, within limits, and ever more rarely: else a length once given up never returns, and a price once
     wrong stays wrong."""
     cost = Machine(10.0, 0.5, 0.0, 0.1, 0.01).learnt(2)
-    chooser = _past_learning(cost)
     batch = [_sequence(0.9, 0.3, 0.01, last=2), _sequence(0.3, 0.3, 0.3, last=0, limit=0)]
-    choices = [_decide(chooser, batch) for _ in range(62)]
+    chooser = _past_learning(cost, len(batch))
+    choices = [_decide(chooser, batch) for _ in range(125)]
     probes = [(idx + 1, choice.lengths) for idx, choice in enumerate(choices) if choice.reason == "probe"]
-    assert probes == [(4, (1, 0)), (12, (3, 0)), (28, (0, 0)), (44, (1, 0)), (60, (3, 0))]
+    assert probes == [(8, (1, 0)), (24, (3, 0)), (56, (0, 0)), (88, (1, 0)), (120, (3, 0))]
     assert {choice.lengths for choice in choices if choice.reason != "probe"} == {(2, 0)}
 
 
@@ -219,8 +228,8 @@ def test_a_try_that_went_better_than_expected_is_soon_repeated() -> None:
 def test_between_decisions_lengths_stay_without_a_look_at_rates() -> None:
     """Within what a sequence can still use; a newcomer makes the step decide."""
     chooser = _past_learning(Machine(10.0, 0.5, 0.0, 0.1, 0.01).learnt(1))
-    assert chooser.without_rates([3, 1], [2, 2]) == Choice((2, 1), "kept")
-    assert chooser.without_rates([3, 3], [2, None]) is None
+    assert chooser.without_rates([1], [2]) == Choice((1,), "kept")
+    assert chooser.without_rates([3], [None]) is None
 
 
 def test_prices_learnt_in_a_bad_moment_are_put_right() -> None:

@@ -10,7 +10,7 @@ from cluster.experts_status import Outcome, Phase
 from cluster.membership import AttentionReport, ExpertReport, MemberReport
 from cluster.rebalancer import MAX_HISTORY, Rebalance, Rebalancer, phase_of
 from cluster.view import AttentionMember, ClusterView, Shard, with_attention, with_shard, without_member
-from routing.experts import PAIRS_PER_TOUCH, EMPTY_SLOT, expert_map_from_rows
+from routing.experts import EMPTY_SLOT, PAIRS_PER_TOUCH, expert_map_from_rows
 from routing.transport.endpoint import Endpoint
 
 FREE = EMPTY_SLOT

@@ -97,6 +97,7 @@ class OneActor:
     def close(self) -> None:
         self.actor.close()
         self._expert.close()
+        del self.actor, self._expert  # the app outlives the test, and must not keep their weights
 
 
 @pytest.fixture(scope="module")
