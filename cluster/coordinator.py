@@ -87,15 +87,14 @@ class Coordinator:
         settings: CoordinatorSettings,
         *,
         balancer: Balancer | None = None,
-        picture: OperatorPicture | None = None,
         clock: Callable[[], float] = time.monotonic,
         is_gone: Callable[[str], Awaitable[bool]] = never_gone,
     ) -> None:
-        """balancer: None never begins a rebalance, but takes one to its end that a view shows. picture: None is one
-        whose metrics are recorded nowhere."""
+        """balancer: None never begins a rebalance, but takes one to its end that a view shows."""
         self._settings = settings
         self._balancer = balancer or Balancer(BalancingConfig(mode="off"), expert_map)
-        self._picture = picture or OperatorPicture("", SilentMeter(Owner.COORDINATOR))
+        # Its owner may set another, whose metrics are recorded somewhere.
+        self.picture = OperatorPicture("", SilentMeter(Owner.COORDINATOR))
         self._counts = CoordinatorCounts()
         self._tell_others, self._balancer.tell = self._balancer.tell, self._tell
         self._reports: dict[str, MemberReport] = {}
@@ -185,12 +184,12 @@ class Coordinator:
         return self._gateways.load(self._clock())
 
     async def report_process(self, report: ProcessReport) -> None:
-        self._picture.note_process(report, self._clock())
+        self.picture.note_process(report, self._clock())
         self._gateways.note(report, self._clock())
 
     async def operator_state(self) -> dict[str, Any]:
         """Everything the console shows, as plain values."""
-        return self._picture.state(self._tier_now(), self._clock())
+        return self.picture.state(self._tier_now(), self._clock())
 
     async def map_document(self) -> dict[str, Any]:
         """Which expert is in which slot, as plain values."""
@@ -233,7 +232,7 @@ class Coordinator:
             await asyncio.sleep(self._settings.check_period_s)
             await self.drop_dead_members()
             await self._advance()
-            self._picture.record(self._tier_now(), self._counts)
+            self.picture.record(self._tier_now(), self._counts)
 
     async def drop_dead_members(self) -> None:
         """Drop those whose time to live is over, and silent ones whose process is gone."""
@@ -303,7 +302,7 @@ class Coordinator:
             self._changed.notify_all()
 
     def _tell(self, notice: Notice) -> None:
-        self._picture.note(notice)
+        self.picture.note(notice)
         self._tell_others(notice)
 
     def _tier_now(self) -> TierNow:

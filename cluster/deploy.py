@@ -122,10 +122,10 @@ class CoordinatorDeployment(Coordinator):
                 recovery_grace_s=_watch_settings(config).longest_silence_s,
             ),
             balancer=Balancer(config.balancer, expert_map, layer_ids=layer_ids, tell=self._kube.tell),
-            picture=OperatorPicture(
-                config.served_name, self._telemetry.meter, matrix=matrix, own_report=self._telemetry.report
-            ),
             is_gone=_is_gone,
+        )
+        self.picture = OperatorPicture(
+            config.served_name, self._telemetry.meter, matrix=matrix, own_report=self._telemetry.report
         )
         self._dropping = asyncio.get_running_loop().create_task(self.run(), name="drop-dead-members")
         self._telemetry.start(None)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from actors.expert.shard import Refusal
+from actors.expert.refusal import Refusal
 from actors.expert.slot_progress import SlotProgress
 from cluster.errors import MembershipLost
 from cluster.membership import CoordinatorPort, ExpertReport

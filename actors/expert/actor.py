@@ -12,7 +12,8 @@ import torch
 
 from actors.errors import ActorError
 from actors.expert.config import ExpertConfig
-from actors.expert.shard import ExpertShard, Refusal
+from actors.expert.refusal import Refusal
+from actors.expert.shard import ExpertShard
 from actors.expert.slots import SlotLoader, SlotProgress
 from actors.expert.step import serve_ready
 from actors.kernels.registry import load_kernels

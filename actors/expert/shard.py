@@ -8,18 +8,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from actors.expert.refusal import Refusal
 from actors.kernels.contract import ExpertWeights, Kernels
 from actors.model.config import ModelConfig
 from routing.errors import STALE_MAP
 from routing.experts import EMPTY_SLOT, ExpertMap
 from routing.load.expert_side import ExpertMonitor
-
-Refusal = Literal["map_not_served", "bad_frame", "kernel"]
 
 
 class ExpertShard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from actors.expert.refusal import Refusal
 from ops.telemetry.meter import Meter
 from routing.load.expert_sample import ExpertSample
 
@@ -15,7 +16,7 @@ class ExpertMetrics:
         self._meter = meter
         self._layer_ids = layer_ids
 
-    def record(self, sample: ExpertSample | None, refusals: Mapping[str, int]) -> None:
+    def record(self, sample: ExpertSample | None, refusals: Mapping[Refusal, int]) -> None:
         """sample: since the last call, None if nothing was computed. refusals: frames by kind, since birth."""
         for kind, number in refusals.items():
             self._meter.counter("step35_frames_refused_total", kind=kind).raise_to(number)

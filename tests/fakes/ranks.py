@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from actors.attention.counts import AttentionCounts, ExchangeTotals, StepRecord
 from actors.errors import RequestRejected
+from actors.expert.refusal import Refusal
 from actors.expert.slot_progress import SlotProgress
 from actors.messages import FinishReason, GenerateRequest, LoadReport, TokenEvent
 from cluster.attention_replica import BuiltAttention
@@ -52,7 +53,7 @@ class FakeExpert:
     def take_sample(self) -> ExpertSample | None:
         return None
 
-    def refusals(self) -> Mapping[str, int]:
+    def refusals(self) -> Mapping[Refusal, int]:
         return {}
 
     def check_health(self) -> None:
