@@ -29,6 +29,7 @@ from cluster.replica import (
 )
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
+from ops.telemetry import logs
 from ops.telemetry.meter import Meter, SilentMeter
 from ops.telemetry.spec import Owner
 from routing.experts import ExpertMap
@@ -191,6 +192,7 @@ class AttentionReplica:
         return not self._is_draining and actor.is_ready()
 
     def _follow(self, view: ClusterView) -> None:
+        logs.THIS_PROCESS.map_epoch = view.expert_map.map_epoch
         if self._built is not None:
             self._built.actor.reconcile(view.shard_endpoints(), view.expert_map, view.pairs_per_touch)
 

@@ -28,6 +28,7 @@ from cluster.replica import (
 )
 from cluster.view import ClusterView
 from cluster.watcher import Watcher, WatchSettings
+from ops.telemetry import logs
 from ops.telemetry.meter import SilentMeter
 from ops.telemetry.spec import Owner
 from routing.experts import ExpertMap
@@ -151,6 +152,7 @@ class ExpertReplica:
             raise MembershipLost(f"the lease of EP rank {self._ep_rank} ran out")
 
     def _follow(self, view: ClusterView) -> None:
+        logs.THIS_PROCESS.map_epoch = view.expert_map.map_epoch
         if self._built is not None:
             self._built.actor.follow_maps(view.served_maps, view.next_map)
             self._built.actor.reconcile(view.attention_endpoints(), view.shard_endpoints())

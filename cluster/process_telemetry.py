@@ -13,6 +13,7 @@ from cluster.errors import CoordinatorUnavailable
 from cluster.membership import CoordinatorPort, ProcessReport
 from cluster.replica import end_task
 from cluster.telemetry import MetricsSection
+from ops.telemetry import logs
 from ops.telemetry.errors import NoFreePort
 from ops.telemetry.exporter import Exporter
 from ops.telemetry.exposition import ProcessLabels
@@ -63,8 +64,8 @@ class ProcessTelemetry:
             self._reporting = asyncio.get_running_loop().create_task(self._tell(coordinator), name="report-metrics")
 
     def lease(self, ep_rank: int) -> None:
-        """This process holds an EP rank now; its metrics say so."""
-        self._ep_rank = ep_rank
+        """This process holds an EP rank now; its metrics and its log say so."""
+        self._ep_rank = logs.THIS_PROCESS.ep_rank = ep_rank
         if self._exporter is not None:
             self._exporter.process = replace(self._exporter.process, ep_rank=ep_rank)
 

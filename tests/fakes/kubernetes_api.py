@@ -6,6 +6,7 @@ every request that the given rights do not allow, as RBAC would.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -138,6 +139,14 @@ class FakeKubernetes:
 class _Handler(BaseHTTPRequestHandler):
     world: FakeKubernetes
     protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # a client that gave up
+            super().handle()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def do_GET(self) -> None:
         path, query = self._asked()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ import pytest
 
 from ops.alerts.rules import ALERTS
 from ops.dashboards.boards import BOARDS
-from ops.prometheus.scrape_files import JOB, SCRAPE_S, ScrapeFiles
+from ops.prometheus.scrape_files import JOB, ScrapeFiles
 from ops.prometheus.server import PrometheusServer
 from ops.prometheus.targets import Targets, ask
 from ops.telemetry.metrics import METRICS
@@ -31,7 +32,7 @@ NANO = ROOT / "ops" / "nano" / "checkpoint"
 EXPORTERS = range(19464, 19496)
 PORT = 19390
 TRAFFIC_S = 30.0
-NUM_STREAMS = 6
+NUM_STREAMS = 4
 QUESTIONS = ("What is 347 + 85?", "def add(a, b):", "Tell me about the sea.", "3 * 17 =")
 VARIABLES = {"$job": JOB, "$layer": "3", "$__rate_interval": "1m"}
 # What only a fault, a limit or a feature that is off makes anything of. Each is moved by a test of its own.
@@ -67,7 +68,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcess]:
 
 @pytest.fixture(scope="module")
 def prometheus(nano: ClusterProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Has scraped before, during and after some traffic."""
+    """Has scraped before and during some traffic, which goes on."""
     binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("prometheus is not installed; it is the Debian package of that name")
@@ -78,9 +79,9 @@ def prometheus(nano: ClusterProcess, tmp_path_factory: pytest.TempPathFactory) -
         files.write_targets(_targets())
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20) as client:
             _wait_scraped(client)
-            _use(nano)
-            threading.Event().wait(3 * SCRAPE_S)
-            yield client
+            with _traffic(nano):
+                threading.Event().wait(TRAFFIC_S)
+                yield client
 
 
 def test_every_process_is_scraped(prometheus: httpx.Client) -> None:
@@ -141,7 +142,7 @@ def test_both_tiers_count_the_same_tokens(prometheus: httpx.Client) -> None:
     layers = _query(prometheus, "sum by (layer) (step35_expert_pairs_total)")
     each = [float(row["value"][1]) for row in layers]
     assert sum(each) == pytest.approx(pairs)
-    assert max(each) == pytest.approx(min(each), rel=0.02), (
+    assert max(each) == pytest.approx(min(each), rel=0.05), (
         "every layer sees every token; ranks report at their own time"
     )
 
@@ -158,36 +159,44 @@ def _wait_scraped(client: httpx.Client) -> None:
         threading.Event().wait(0.5)
 
 
-def _use(cluster: ClusterProcess) -> None:
-    """Traffic, requests that can never work, and a rebalance by hand."""
+@contextmanager
+def _traffic(cluster: ClusterProcess) -> Iterator[None]:
+    """Streams that never fail, requests that can never work, and a rebalance by hand."""
+    stop = threading.Event()
     with ThreadPoolExecutor(NUM_STREAMS) as threads, httpx.Client(base_url=cluster.url, timeout=60) as client:
-        until = time.monotonic() + TRAFFIC_S
-        streams = [
-            threads.submit(_ask_until, client, QUESTIONS[idx % len(QUESTIONS)], until) for idx in range(NUM_STREAMS)
-        ]
-        for body in ({"model": "nothing", "messages": []}, {"model": "checkpoint", "messages": "none"}):
-            assert client.post("/v1/chat/completions", json=body).status_code in (400, 404)
-        threading.Event().wait(TRAFFIC_S / 2)
-        token = (cluster.file.parent / "admin.token").read_text().strip()
-        order = httpx.post(
-            f"{cluster.admin_url}/admin/experts/rebalance",
-            json={"dry_run": False},
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=30,
-        )
-        assert order.status_code in (200, 409), order.text  # 409: one is under way by itself
-        assert sum(stream.result() for stream in streams) >= NUM_STREAMS
+        streams = [threads.submit(_ask_until, client, question, stop) for question in QUESTIONS]
+        try:
+            for body in ({"model": "nothing", "messages": []}, {"model": "checkpoint", "messages": "none"}):
+                assert client.post("/v1/chat/completions", json=body).status_code in (400, 404)
+            threading.Event().wait(TRAFFIC_S / 2)
+            _rebalance(cluster)
+            yield
+        finally:
+            stop.set()
+        assert min(stream.result() for stream in streams) > 0
 
 
-def _ask_until(client: httpx.Client, question: str, until: float) -> int:
+def _rebalance(cluster: ClusterProcess) -> None:
+    token = (cluster.file.parent / "admin.token").read_text().strip()
+    order = httpx.post(
+        f"{cluster.admin_url}/admin/experts/rebalance",
+        json={"dry_run": False},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=30,
+    )
+    assert order.status_code in (200, 409), order.text  # 409: one is under way by itself
+
+
+def _ask_until(client: httpx.Client, question: str, stop: threading.Event) -> int:
+    """How many answers were complete."""
+    body = {
+        "model": "checkpoint",
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 60,
+        "stream": True,
+    }
     count = 0
-    while time.monotonic() < until:
-        body = {
-            "model": "checkpoint",
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": 60,
-            "stream": True,
-        }
+    while not stop.is_set():
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             assert answer.status_code == 200
             assert "data: [DONE]" in "".join(answer.iter_text())
@@ -210,7 +219,8 @@ def _filled(expression: str) -> str:
 
 
 def _is_quiet(expression: str) -> bool:
-    return any(_base(selector.name) in QUIET for selector in selectors(expression))
+    """Asks for what has gone, or for a quiet metric."""
+    return "last_over_time(" in expression or any(_base(selector.name) in QUIET for selector in selectors(expression))
 
 
 def _base(name: str) -> str:

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
 from pydantic import BaseModel
+from typer.core import TyperGroup
 
 from cluster.cli import app
 from cluster.config import ClusterConfig
@@ -172,12 +172,12 @@ def _commands(text: str) -> Iterator[str]:
 
 def _exists(command: str) -> bool:
     """Each word is a command of the one before it, an option that it has, or an argument or an option's value."""
-    node: click.Command = typer.main.get_command(app)
+    node: Any = typer.main.get_command(app)
     for before, word in pairwise(shlex.split(command)):
         if word.startswith("-"):
             if not any(word in parameter.opts for parameter in node.params):
                 return False
-        elif isinstance(node, click.Group) and not before.startswith("--"):
+        elif isinstance(node, TyperGroup) and not before.startswith("--"):
             found = node.commands.get(word)
             if found is None:
                 return False

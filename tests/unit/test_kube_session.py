@@ -313,6 +313,20 @@ async def test_only_what_is_asked_for_is_followed(kubernetes: FakeKubernetes) ->
     assert {kind for _, kind, _ in kubernetes.requests} == {"nodes"}
 
 
+async def test_notices_become_events(kubernetes: FakeKubernetes) -> None:
+    """About the RayService, with its uid; told again, the same Event has a series."""
+    queue = NoticeQueue()
+    async with session(kubernetes, queue=queue):
+        for number in (1, 2):
+            queue.tell(Notice("rank_lost", "EP rank 3 is lost", is_warning=True))
+            sent = "create" if number == 1 else "patch"
+            await until(lambda verb=sent: len(kubernetes.asked(verb, "events")) == 1)  # type: ignore[misc]
+        await until(lambda: any("series" in event for event in kubernetes.events.values()))
+    (event,) = kubernetes.events.values()
+    assert (event["reason"], event["note"], event["series"]["count"]) == ("RankLost", "EP rank 3 is lost", 2)
+    assert (event["regarding"]["name"], event["regarding"]["uid"]) == ("demo", "uid-demo")
+
+
 class TestObserver:
     """Whether there is a session at all."""
 
