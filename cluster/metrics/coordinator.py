@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from cluster.experts_status import BalancerStatus, ExpertTierStatus, LayerStatus, Outcome, Phase, RebalanceRecord
 from cluster.view import ClusterView
 from ops.telemetry.meter import Meter
+from ops.telemetry.metrics import METRICS
 
 
 @dataclass
@@ -30,6 +32,9 @@ class CoordinatorMetrics:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._last_started_at = 0.0  # of the rebalances that were counted
+        outcomes, triggers = (label.values for label in METRICS["step35_rebalances_total"].labels)
+        for outcome, trigger in product(outcomes, triggers):  # alerts ask by how much one has grown
+            meter.counter("step35_rebalances_total", outcome=outcome, trigger=trigger)
 
     def record(
         self, view: ClusterView, status: ExpertTierStatus, decisions: Mapping[str, int], counts: CoordinatorCounts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from actors.expert.refusal import Refusal
 from ops.telemetry.meter import Meter
@@ -18,8 +19,8 @@ class ExpertMetrics:
 
     def record(self, sample: ExpertSample | None, refusals: Mapping[Refusal, int]) -> None:
         """sample: since the last call, None if nothing was computed. refusals: frames by kind, since birth."""
-        for kind, number in refusals.items():
-            self._meter.counter("step35_frames_refused_total", kind=kind).raise_to(number)
+        for kind in get_args(Refusal):
+            self._meter.counter("step35_frames_refused_total", kind=kind).raise_to(refusals.get(kind, 0))
         if sample is None:
             return
         self._meter.counter("step35_expert_busy_seconds_total").add(float(sample.seconds.sum()))

@@ -44,8 +44,6 @@ QUIET = frozenset(
         "step35_autoscaler_replicas",
         "step35_continuation_seconds",
         "step35_continuations_total",
-        "step35_exchange_failures_total",
-        "step35_frames_refused_total",
     }
 )
 
