@@ -79,7 +79,7 @@ def asked(due_at: float, *times: float, **fields: object) -> Asked:
 
 
 def as_text(table: Table) -> str:
-    console = Console(width=130)
+    console = Console(width=160)
     with console.capture() as capture:
         console.print(table)
     return capture.get()

@@ -76,7 +76,8 @@ def test_a_crowd_leaves_no_block_behind(checkpoint: Path, seed: int) -> None:
         crowd.step()
         engine.scheduler.check()
     assert engine.scheduler.kv_usage == 0.0
-    assert min(crowd.num_aborted, crowd.num_late, engine.scheduler.num_preemptions_total) > 20
+    # How often depends on how many drafts pay, and so on the machine.
+    assert min(crowd.num_aborted, crowd.num_late, engine.scheduler.num_preemptions_total) > 5
     assert engine._speculation is not None
     counts = engine._speculation.stats.counts
     assert 0 < counts.accepted[2] < counts.drafted[2]
