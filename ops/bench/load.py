@@ -31,7 +31,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 from rich.console import Console
@@ -81,7 +81,7 @@ class Bar:
     def __init__(self, progress: Progress, name: str, seconds: float) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=seconds, answered=0, shed=0, failed=0)
-        self._numbers = {"answered": 0, "shed": 0, "failed": 0}
+        self._numbers: dict[str, Any] = {"answered": 0, "shed": 0, "failed": 0}
 
     def count(self, answer: Answer) -> None:
         outcome = "answered" if answer.error is None else "shed" if is_shed(answer) else "failed"

@@ -3,8 +3,8 @@
     python -m ops.bench.monitor [--checkpoint FOLDER]
 
 First with the expert ranks in this process and its one thread, where what all nine monitors cost adds up in the step;
-then with a process for each rank, as in a cluster. Both settings take turns, the first in each round changing, and are
-compared round by round.
+then with a process for each rank, as in a cluster. Both settings take turns step by step, and each step is compared
+with the one beside it.
 """
 
 from __future__ import annotations
@@ -73,26 +73,39 @@ def tiers(checkpoint: Path, model: ModelConfig, *, is_separate: bool) -> Iterato
         }
 
 
-def step_seconds(engine: EngineStep, prompts: Sequence[Sequence[int]], tokens: int, name: str) -> float:
-    """The median step while all these streams decode. What was counted is taken, as a report would."""
+def start(engine: EngineStep, prompts: Sequence[Sequence[int]], name: str) -> StreamTimer:
+    """All these streams, each with its first token."""
     spec = SamplingSpec(max_tokens=MAX_MODEL_LEN // 2, temperature=0.0, ignore_eos=True)
     requests = [GenerateRequest(f"{name}-{idx}", tuple(prompt), spec) for idx, prompt in enumerate(prompts)]
     timer = StreamTimer(engine, requests, frozenset())
     timer.start()
-    seconds = median(timer.decode(tokens).step_seconds)
-    if engine.monitor is not None:
-        engine.monitor.take()
-    return seconds
+    return timer
 
 
-def ratios(both: Mapping[str, EngineStep], prompts: Sequence[Sequence[int]], rounds: int, tokens: int) -> list[float]:
-    """Step time on / off of each round; the first round warms up and is left out."""
-    found = []
-    for number in range(rounds + 1):
-        order = ("on", "off") if number % 2 else ("off", "on")
-        seconds = {name: step_seconds(both[name], prompts, tokens, f"{name}{number}") for name in order}
-        found.append(seconds["on"] / seconds["off"])
-    return found[1:]
+def paired_ratio(
+    both: Mapping[str, EngineStep], prompts: Sequence[Sequence[int]], num_steps: int, number: int
+) -> float:
+    """Step time on / off: the median over pairs of steps, one right after the other, so that a machine that becomes
+    slower slows both. What was counted is taken, as a report would."""
+    timers = {name: start(engine, prompts, f"{name}{number}") for name, engine in both.items()}
+    pairs = []
+    for idx in range(num_steps):
+        order = ("on", "off") if idx % 2 else ("off", "on")
+        took_s = {name: timers[name].step() for name in order}
+        pairs.append(took_s["on"] / took_s["off"])
+    for name, timer in timers.items():
+        timer.forget()
+        monitor = both[name].monitor
+        if monitor is not None:
+            monitor.take()
+    return median(pairs)
+
+
+def ratios(
+    both: Mapping[str, EngineStep], prompts: Sequence[Sequence[int]], rounds: int, num_steps: int
+) -> list[float]:
+    """Of each round; the first warms up and is left out."""
+    return [paired_ratio(both, prompts, num_steps, number) for number in range(rounds + 1)][1:]
 
 
 def main() -> None:
@@ -101,7 +114,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, MAX_STREAMS])
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=48, help="steps of each round")
+    parser.add_argument("--steps", type=int, default=48, help="of each round")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in a replica
     model = read_model_config(options.checkpoint)
@@ -112,7 +125,7 @@ def main() -> None:
         with tiers(options.checkpoint, model, is_separate=is_separate) as experts:
             both = engines(options.checkpoint, model, experts)
             for streams in options.streams:
-                found = ratios(both, prompts[:streams], options.rounds, options.tokens)
+                found = ratios(both, prompts[:streams], options.rounds, options.steps)
                 print(
                     f"| {form} | {streams} | {median(found):.4f} | {min(found):.3f} to {max(found):.3f} |", flush=True
                 )

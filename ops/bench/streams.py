@@ -62,7 +62,7 @@ class StreamTimer:
     def start(self) -> None:
         """Step until every stream has its first token."""
         while not all(stream.token_ids for stream in self._streams.values()):
-            self._step()
+            self.step()
         for stream in self._streams.values():
             stream.num_before = len(stream.token_ids)
 
@@ -72,17 +72,21 @@ class StreamTimer:
         seconds = 0.0
         counting = [stream for stream in self._streams.values() if not self._is_over(stream, quota)]
         while counting:
-            durations.append(self._step())
+            durations.append(self.step())
             seconds += durations[-1]
             for stream in counting:
                 stream.num_counted = self._answer_length(stream) - stream.num_before
                 stream.num_steps, stream.seconds = len(durations), seconds
             counting = [stream for stream in counting if not self._is_over(stream, quota)]
-        for request_id in self._streams:
-            self._engine.abort(request_id)
+        self.forget()
         return Batch(tuple(self._streams.values()), tuple(durations))
 
-    def _step(self) -> float:
+    def forget(self) -> None:
+        """Drop the requests, ended or not."""
+        for request_id in self._streams:
+            self._engine.abort(request_id)
+
+    def step(self) -> float:
         """One step of the engine, in seconds."""
         began_at = time.perf_counter()
         self._engine.run()
