@@ -224,7 +224,10 @@ def _admin_message(config: ClusterConfig, file: Path | None) -> str:
         return ""
     option = f" --config {shlex.quote(str(file))}" if file is not None else ""
     place = "" if config.ray.address is None else ", on the coordinator's machine"
-    return f"watch: step35 experts{option}   (admin route {config.admin.url}{place})\n"
+    return (
+        f"watch: {config.admin.url}{place}   (token: {config.admin.token_file})\n"
+        f"       step35 top{option}   and   step35 experts{option}\n"
+    )
 
 
 def _size(num_bytes: int) -> str:

@@ -172,8 +172,9 @@ def test_the_ready_message_says_how_to_watch(tmp_path: Path) -> None:
     """The command as it must be typed, and where it asks; nothing of it without an admin route."""
     url = "http://127.0.0.1:8000"
     text = _ready_message(config_of(tmp_path), url, None)
-    assert "watch: step35 experts   (admin route http://127.0.0.1:8001)\n" in text
+    assert "watch: http://127.0.0.1:8001   (token: " in text
+    assert "step35 top   and   step35 experts\n" in text
     text = _ready_message(config_of(tmp_path, ray={"address": "auto"}), url, Path("my cluster.yaml"))
     assert "step35 experts --config 'my cluster.yaml'" in text
-    assert "(admin route http://127.0.0.1:8001, on the coordinator's machine)" in text
-    assert "admin" not in _ready_message(config_of(tmp_path, admin={"enabled": False}), url, None)
+    assert "watch: http://127.0.0.1:8001, on the coordinator's machine   (token: " in text
+    assert "watch" not in _ready_message(config_of(tmp_path, admin={"enabled": False}), url, None)
