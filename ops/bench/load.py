@@ -89,9 +89,15 @@ class Bar:
 
     async def follow(self, began_at: float) -> None:
         """Until it is cancelled."""
-        while True:
-            self._progress.update(self._task, completed=time.monotonic() - began_at, **self._numbers)
-            await asyncio.sleep(TICK_S)
+        try:
+            while True:
+                self._show(began_at)
+                await asyncio.sleep(TICK_S)
+        finally:
+            self._show(began_at)
+
+    def _show(self, began_at: float) -> None:
+        self._progress.update(self._task, completed=time.monotonic() - began_at, **self._numbers)
 
 
 class Load:
