@@ -37,7 +37,7 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "dispatch-plan": ("ops.bench.dispatch_plan",),
     "placement": ("ops.bench.placement",),
     "rebalance": ("ops.bench.rebalance",),
-    "load": ("ops.bench.load", "--rates", "1", "2", "4", "8", "16", "--figure", "ops/bench/figures/load.png"),
+    "load": ("ops.bench.load", "--rates", "0.5", "1", "2", "4", "--figure", "ops/bench/figures/load.png"),
     "forecast": ("ops.bench.forecast",),
     "autoscaling": ("ops.bench.autoscaling",),
 }

@@ -51,7 +51,6 @@ TICK_S = 0.25
 NUM_PROMPTS = 400  # of each domain
 NUM_PLAIN = 5000
 PLAIN_TOKENS = (100, 2000)  # ids that every vocabulary of ours has, and that are no control tokens
-LATE_S = 0.05
 EXIT_LOST, EXIT_INTERRUPTED = 1, 130
 
 console = Console(width=130)
@@ -182,7 +181,7 @@ def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
     console.print(latency_table(rows, unit))
     for name, meaning in LATENCIES.items():
         console.print(f"{name}: {meaning}", style="dim")
-    late = [row for row in rows if (row.lag_p99_s or 0.0) > LATE_S]
+    late = [row for row in rows if row.is_late]
     if late:
         loads = ", ".join(f"{row.load:g}" for row in late)
         console.print(f"sent late at {unit} {loads}: latencies there are partly this program's own", style="yellow")

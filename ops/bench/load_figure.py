@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from ops.bench.load_report import LATENCIES, Row
 
 COLOURS = {"first token": "tab:blue", "inter-token": "tab:green", "end to end": "tab:purple"}
-STYLES = {"p50": "-", "p99": "--"}
+STYLES = {"p50": "-", "p90": "--", "p99": ":"}
 LOSSES = {"shed": "tab:orange", "failed": "tab:red"}
 
 
@@ -48,7 +48,7 @@ def _draw_latency(axes: Axes, rows: Sequence[Row], loads: Sequence[float]) -> No
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="upper left", fontsize=8, ncols=len(LATENCIES))
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.25)  # room for the legend
+    axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
 
 
 def _draw_losses(axes: Axes, rows: Sequence[Row], loads: Sequence[float]) -> None:

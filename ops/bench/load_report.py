@@ -17,6 +17,7 @@ from ops.bench.load_loops import Asked
 from ops.bench.traffic import Answer, percentile
 
 SHED_STATUSES = (429, 503)
+LATE_SHARE = 0.1  # of the median wait for a first token
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 LATENCIES = {
     "first token": "from the moment when the request was due",
@@ -38,7 +39,8 @@ class Row:
     """One level of load. load: requests offered a second, or streams. seconds: that were counted.
 
     num_asked: requests that were due in them; each was answered, shed (429 or 503) or failed. errors: failures by
-    class. retry_after_s: the longest that a shed request was told. lag_p99_s: how late this program sent.
+    class. retry_after_s: the longest that a shed request was told. answered_per_s, tokens_per_s: what came in these
+    seconds, whenever it was asked for. lag_p99_s: how late this program sent.
     """
 
     load: float
@@ -59,10 +61,15 @@ class Row:
     def share_lost(self) -> float:
         return (self.num_shed + self.num_failed) / self.num_asked if self.num_asked else 0.0
 
+    @property
+    def is_late(self) -> bool:
+        """Are the latencies partly this program's own?"""
+        first = self.latencies["first token"].values["p50"]
+        return self.lag_p99_s is not None and first is not None and self.lag_p99_s > LATE_SHARE * first
+
 
 def row_of(load: float, asked: Sequence[Asked], start: float, end: float) -> Row:
-    """start, end: the counted part of the run. Requests due before it are warm-up; of their tokens those count that
-    came in it."""
+    """start, end: the counted part of the run. Requests due before it are warm-up."""
     counted = [each for each in asked if start <= each.due_at < end]
     answered = [each for each in counted if each.answer.error is None]
     shed = [each.answer for each in counted if is_shed(each.answer)]
@@ -78,7 +85,7 @@ def row_of(load: float, asked: Sequence[Asked], start: float, end: float) -> Row
         shed=dict(Counter(str(answer.status) for answer in shed)),
         retry_after_s=max((answer.retry_after_s for answer in shed if answer.retry_after_s is not None), default=None),
         errors=dict(Counter((answer.error or "").partition(":")[0] for answer in failed)),
-        answered_per_s=len(answered) / seconds,
+        answered_per_s=sum(_ended_within(each.answer, start, end) for each in asked) / seconds,
         tokens_per_s=sum(_tokens_within(each.answer, start, end) for each in asked) / seconds,
         lag_p99_s=percentile([each.lag_s for each in counted], 0.99) if counted else None,
         latencies=_latencies(answered),
@@ -130,6 +137,10 @@ def _latencies(answered: Sequence[Asked]) -> dict[str, Percentiles]:
         [each.answer.times[-1] - each.due_at for each in told],
     )
     return {name: percentiles(found) for name, found in zip(LATENCIES, values, strict=True)}
+
+
+def _ended_within(answer: Answer, start: float, end: float) -> bool:
+    return answer.error is None and start <= (answer.times[-1] if answer.times else answer.sent_at) < end
 
 
 def _tokens_within(answer: Answer, start: float, end: float) -> float:

@@ -317,7 +317,7 @@ def test_a_row_by_hand() -> None:
     )
     assert (row.num_asked, row.num_answered, row.num_shed, row.num_failed) == (4, 2, 1, 1)
     assert row.errors == {"ReadError": 1}
-    assert row.answered_per_s == 1.0
+    assert row.answered_per_s == 1.0  # one from the warm-up and one in time; that which ended at 3.5 s is too late
     assert row.tokens_per_s == pytest.approx((5 + 4 + 3) / 2)
     assert row.latencies["first token"].values["p50"] == pytest.approx(0.5)
     assert row.latencies["end to end"].values["p50"] == pytest.approx(1.5)
@@ -352,6 +352,14 @@ def rows() -> list[Row]:
     calm = [asked(0.1 * n, 0.1 * n + 0.2, 0.1 * n + 0.3, num_tokens=8) for n in range(9)]
     busy = [*calm, *[asked(0.5, error="HTTP 429", status=429, retry_after_s=2.0)] * 3, asked(0.6, error="ReadError: x")]
     return [row_of(load, each, 0.0, 1.0) for load, each in ((1.0, calm), (8.0, busy))]
+
+
+def test_a_program_that_is_late_itself() -> None:
+    """Told where its own delay is not small beside the wait for a first token."""
+    due = [Asked(at, Answer(QUESTION, at + 0.02, (at + 0.1,), 1, "x")) for at in (0.1, 0.2)]
+    assert row_of(1.0, due, 0.0, 1.0).is_late
+    prompt = [Asked(at, Answer(QUESTION, at + 0.002, (at + 0.1,), 1, "x")) for at in (0.1, 0.2)]
+    assert not row_of(1.0, prompt, 0.0, 1.0).is_late
 
 
 def test_the_tables() -> None:
