@@ -5,6 +5,7 @@ Takes what fits: a low terminal shows less, from the end; a wide one shows event
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MAX_HEIGHT = 60  # where nothing says how high the terminal is
 LEAST_EVENTS_WIDTH = 36
 LEAST_EVENTS = 2
 GUTTER = 3
+REPLICA_PREFIX = re.compile(r"SERVE_REPLICA::[^\s#]+#")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class TopView:
         problems = self.health.problems
         shown = problems if len(problems) <= MAX_PROBLEMS else problems[: MAX_PROBLEMS - 1]
         for problem in shown:
-            yield from _wrapped(problem.text, width, STYLES[problem.level])
+            yield from _wrapped(_short(problem.text), width, STYLES[problem.level])
         if len(shown) < len(problems):
             yield Text(f"  and {len(problems) - len(shown)} more", style=STYLES[Level.WARNING])
 
@@ -88,7 +90,12 @@ class TopView:
     def _events(self, at_most: int) -> list[Text]:
         """The newest, newest first."""
         newest = self.state.events[::-1][: max(at_most, 0)]
-        return [Text.assemble((clock(event.time, self.zone), "dim"), f" {event.text}") for event in newest]
+        return [Text.assemble((clock(event.time, self.zone), "dim"), f" {_short(event.text)}") for event in newest]
+
+
+def _short(text: str) -> str:
+    """Names of members without what all of one cluster begin with."""
+    return REPLICA_PREFIX.sub("", text)
 
 
 def _wrapped(text: str, width: int, style: str) -> Iterator[Text]:

@@ -145,6 +145,17 @@ def test_a_wide_terminal_has_events_beside_the_picture() -> None:
     assert [text[9:20] for text in below[-3:]] == ["attention: ", "a rebalance", "EP rank 0 i"]
 
 
+def test_names_of_members_are_short() -> None:
+    """In events and problems: the application is the same everywhere."""
+    name = "SERVE_REPLICA::my-app#ExpertActor#e9l5lz02"
+    problem = Problem(Level.WARNING, f"{name} is silent")
+    frame = view(events=[event(0.0, "rank_leased", f"EP rank 1 is served by {name}")])
+    text = "\n".join(shown(replace(frame, health=Health("", (problem,))), 132))
+    assert "SERVE_REPLICA" not in text
+    assert "EP rank 1 is served by ExpertActor#e9l5lz02" in text
+    assert "  ExpertActor#e9l5lz02 is silent" in text
+
+
 def test_only_the_newest_events() -> None:
     """A long list is cut to what there is room for."""
     events = tuple(ClusterEvent(float(n), "drift", f"event {n}") for n in range(200))
