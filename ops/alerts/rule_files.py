@@ -11,8 +11,8 @@ import yaml
 from ops.alerts.cases import Case
 from ops.alerts.rules import ALERTS, GROUPS, PREFIX, Alert
 from ops.alerts.tier_cases import CASES
+from ops.made_files import ROOT
 
-ROOT = Path(__file__).parents[2]
 RULES = ROOT / "ops" / "alerts" / "step35.rules.yml"
 TESTS = ROOT / "ops" / "alerts" / "step35.tests.yml"
 # Helm reads its own files only, and the template puts a list of groups into the object's spec.

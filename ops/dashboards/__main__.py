@@ -9,7 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ops.dashboards.boards import ROOT, files
+from ops.dashboards.boards import files
+from ops.made_files import bring_up_to_date
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,14 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "chart: Grafana, Dashboards, New, Import, and choose your Prometheus at its top.",
         epilog="Exit status: 0 every file is as it should be, 1 one is not.",
     )
-    parser.add_argument("--write", action="store_true", help="write the files that are stale")
-    is_writing = parser.parse_args(arguments).write
-    stale = {path: text for path, text in files().items() if not path.exists() or path.read_text() != text}
-    for path, text in stale.items():
-        if is_writing:
-            path.write_text(text)
-        sys.stdout.write(f"{path.relative_to(ROOT)}: {'written' if is_writing else 'stale'}\n")
-    return 1 if stale and not is_writing else 0
+    return bring_up_to_date(parser, files(), arguments)
 
 
 if __name__ == "__main__":

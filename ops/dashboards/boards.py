@@ -11,10 +11,10 @@ from ops.dashboards.lifecycle import LIFECYCLE
 from ops.dashboards.overview import OVERVIEW
 from ops.dashboards.speculation import SPECULATION
 from ops.dashboards.transport import TRANSPORT
+from ops.made_files import ROOT
 
 BOARDS = (OVERVIEW, EXPERTS, SPECULATION, TRANSPORT, LIFECYCLE)
 
-ROOT = Path(__file__).parents[2]
 FOLDERS = (ROOT / "ops" / "dashboards" / "json", ROOT / "helm" / "step35-cluster" / "files" / "dashboards")
 
 

@@ -16,6 +16,7 @@ from ops.dashboards.panels import (
     stat,
 )
 from ops.dashboards.promql import increase, over, rate, select
+from ops.dashboards.scaling import wanted_and_ready
 
 PROCESSES = select("step35_telemetry_scrapes_total")
 # By member: the labels of an expert process change when it takes an EP rank.
@@ -135,13 +136,7 @@ SCALING = Row(
     "Scaling",
     (
         sized(
-            lines(
-                "Asked for and there",
-                "Replicas of each tier that the last decision asked for, and those there were.",
-                Unit.PLAIN,
-                Query(over("max", select("step35_autoscaler_desired_replicas"), "tier"), "{{tier}} asked for"),
-                Query(over("max", select("step35_autoscaler_replicas"), "tier"), "{{tier}} there"),
-            ),
+            wanted_and_ready("Asked for and there"),
             12,
         ),
         sized(

@@ -18,6 +18,7 @@ from ops.dashboards.panels import (
     stat,
 )
 from ops.dashboards.promql import mean, over, quantile, rate, ratio, select, share_of_all, total_rate
+from ops.dashboards.scaling import wanted_and_ready
 
 TTFT = "step35_time_to_first_token_seconds"
 SHED = "step35_requests_shed_total"
@@ -208,13 +209,7 @@ CAPACITY = Row(
     "Capacity",
     (
         sized(
-            lines(
-                "Autoscaler: asked for and there",
-                "Replicas of each tier that the last decision asked for, and those there were.",
-                Unit.PLAIN,
-                Query(over("max", select("step35_autoscaler_desired_replicas"), "tier"), "{{tier}} asked for"),
-                Query(over("max", select("step35_autoscaler_replicas"), "tier"), "{{tier}} there"),
-            ),
+            wanted_and_ready("Autoscaler: asked for and there"),
             12,
         ),
         sized(

@@ -330,10 +330,13 @@ CONTINUATIONS = (
 
 AUTOSCALER = (
     _coordinator.counter(
-        "step35_autoscaler_decisions_total", "Decisions.", TIER, Label("decision", ("up", "down", "hold"))
+        "step35_autoscaler_decisions_total",
+        "Looks at Serve's status, by what had become of the number of replicas that it wants.",
+        TIER,
+        Label("decision", ("up", "down", "hold")),
     ),
-    _coordinator.gauge("step35_autoscaler_desired_replicas", "Replicas that the last decision asked for.", TIER),
-    _coordinator.gauge("step35_autoscaler_replicas", "Replicas there were at the last decision.", TIER),
+    _coordinator.gauge("step35_autoscaler_desired_replicas", "Replicas that Serve wants, by its own status.", TIER),
+    _coordinator.gauge("step35_autoscaler_replicas", "Replicas that are ready, by the same status.", TIER),
 )
 
 TELEMETRY = (
