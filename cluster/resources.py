@@ -159,4 +159,7 @@ def process_environment(config: ClusterConfig) -> dict[str, str]:
         # Ray starts workers at niceness 15, as befits batch jobs; these answer users.
         "RAY_worker_niceness": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        # torch's TCP store asks for the name of each address it connects to: a silent name server must not cost the
+        # ten seconds that the resolver would wait.
+        "RES_OPTIONS": "timeout:1 attempts:2",
     }

@@ -5,6 +5,7 @@ Knows nothing of what is tested. The tier of a test is the first folder below `t
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from pathlib import Path
@@ -26,8 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Two cores are shared by many processes; more threads only make timings and bits wander."""
+    """Two cores are shared by many processes: more threads only make timings and bits wander. And what a process of a
+    cluster gets from its environment: no long wait for a name server that is silent."""
     torch.set_num_threads(1)
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

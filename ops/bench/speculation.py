@@ -3,8 +3,8 @@
     python -m ops.bench.speculation [--checkpoint FOLDER]
 
 Greedy, on prompts that the model has not seen, with the expert ranks in this process and then in processes of their
-own. All settings share weights and experts and take turns batch by batch, so that what disturbs the machine disturbs
-all alike. A first round is not timed: it fills the prefix cache, counts experts and lets the adaptive setting learn.
+own. All settings share weights and experts and take turns step by step, so that what disturbs the machine disturbs all
+alike. A first round is not timed: it fills the prefix cache, counts experts and lets the adaptive setting learn.
 Ratios are medians over the rounds of the ratios within a round.
 """
 
@@ -32,7 +32,7 @@ from actors.weights.source import SafetensorsSource
 from ops.bench.domains import DOMAINS, prompts
 from ops.bench.expert_ranks import TIMEOUT_S, CountingDispatcher, local_experts, separate_experts
 from ops.bench.speculation_tables import Cell, Measured, print_cells, print_step_costs, print_verdict
-from ops.bench.streams import StreamTimer
+from ops.bench.streams import StreamTimer, decode_in_turns
 from routing.dispatcher import Dispatcher
 from routing.experts import linear_expert_map
 
@@ -82,7 +82,7 @@ class Bench:
     def __init__(self, plan: Plan, experts: Dispatcher) -> None:
         self._plan = plan
         self._model = read_model_config(plan.checkpoint)
-        self._dispatcher = CountingDispatcher(experts)
+        self._dispatchers = {name: CountingDispatcher(experts) for name in SETTINGS}
         self._costs = {name: TimedCost(self._model, MAX_DRAFTS) for name in SETTINGS}
         self._engines = self._load()
         self._num_requests = 0
@@ -92,12 +92,12 @@ class Bench:
         batches = self._prompts(domain, streams)
         rounds: list[dict[str, Measured]] = []
         for idx in range(1 + self._plan.rounds):
-            self._dispatcher.counts_experts = idx == 0
+            for dispatcher in self._dispatchers.values():
+                dispatcher.counts_experts = idx == 0
             rounds.append({name: Measured() for name in SETTINGS})
             for batch in batches:
-                for name in SETTINGS:
-                    self._measure(name, batch, rounds[-1][name])
-                    progress.advance(task)
+                self._measure(batch, rounds[-1])
+                progress.advance(task)
         return Cell(domain, streams, warm_up=rounds[0], rounds=tuple(rounds[1:]))
 
     def _load(self) -> dict[str, EngineStep]:
@@ -106,7 +106,7 @@ class Bench:
             weights = load_attention_weights(source, model, num_draft_modules=MAX_DRAFTS)
         num_tokens = valid_vocab_size(checkpoint, model)
         engines = {
-            name: build_engine(engine_config(model, mtp), model, weights, self._dispatcher, num_tokens)
+            name: build_engine(engine_config(model, mtp), model, weights, self._dispatchers[name], num_tokens)
             for name, mtp in SETTINGS.items()
         }
         for name, engine in engines.items():
@@ -119,17 +119,24 @@ class Bench:
         found = [ids[-longest:] for ids in prompts(self._plan.checkpoint, domain, MAX_STREAMS)]
         return [found[streams * idx : streams * (idx + 1)] for idx in range(num_batches(streams))]
 
-    def _measure(self, name: str, batch: Sequence[list[int]], measured: Measured) -> None:
-        engine, draft_seconds = self._engines[name], self._costs[name].draft_seconds
-        timer = StreamTimer(engine, [self._request(ids) for ids in batch], frozenset(self._model.eos_token_ids))
+    def _measure(self, batch: Sequence[list[int]], measured: Mapping[str, Measured]) -> None:
+        timers = {name: self._start(name, batch) for name in SETTINGS}
+        for name in SETTINGS:
+            self._costs[name].draft_seconds.clear()
+            self._dispatchers[name].reset()
+        for name, decoded in decode_in_turns(timers).items():
+            measured[name].batches.append(decoded)
+            measured[name].draft_seconds += self._costs[name].draft_seconds
+            measured[name].num_dispatches += self._dispatchers[name].num_dispatches
+            measured[name].num_rows += self._dispatchers[name].num_rows
+            measured[name].num_experts += self._dispatchers[name].num_experts
+
+    def _start(self, name: str, batch: Sequence[list[int]]) -> StreamTimer:
+        requests = [self._request(ids) for ids in batch]
+        end_ids = frozenset(self._model.eos_token_ids)
+        timer = StreamTimer(self._engines[name], requests, end_ids, self._plan.tokens)
         timer.start()
-        draft_seconds.clear()
-        self._dispatcher.reset()
-        measured.batches.append(timer.decode(self._plan.tokens))
-        measured.draft_seconds += draft_seconds
-        measured.num_dispatches += self._dispatcher.num_dispatches
-        measured.num_rows += self._dispatcher.num_rows
-        measured.num_experts += self._dispatcher.num_experts
+        return timer
 
     def _request(self, prompt_ids: Sequence[int]) -> GenerateRequest:
         self._num_requests += 1
@@ -161,7 +168,7 @@ def num_batches(streams: int) -> int:
 def measure(plan: Plan, experts: Dispatcher, domains: Sequence[str], title: str) -> list[Cell]:
     """Every cell of these domains, with a bar on standard error."""
     bench = Bench(plan, experts)
-    num_runs = len(domains) * sum(map(num_batches, plan.streams)) * (1 + plan.rounds) * len(SETTINGS)
+    num_runs = len(domains) * sum(map(num_batches, plan.streams)) * (1 + plan.rounds)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=num_runs)
         return [bench.cell(domain, streams, progress, task) for domain in domains for streams in plan.streams]

@@ -2,13 +2,13 @@
 
 A stream counts until its answer ends or has `quota` tokens, and goes on after that without counting, so that the batch
 stays full until the last one is there. So the rate is that of a server whose streams ask again at once, without its
-prefill.
+prefill. Engines to be compared take turns step by step, so that a machine that becomes slower slows all alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.attention.step import EngineStep
@@ -50,12 +50,20 @@ class Batch:
 
 
 class StreamTimer:
-    """Runs requests on one engine: first `start`, then `decode`. The requests must ignore end tokens."""
+    """Runs requests on one engine: `start`, then `advance` until `is_over`, then `finish`.
 
-    def __init__(self, engine: EngineStep, requests: Sequence[GenerateRequest], end_ids: frozenset[int]) -> None:
+    quota: tokens of a stream that count. The requests must ignore end tokens.
+    """
+
+    def __init__(
+        self, engine: EngineStep, requests: Sequence[GenerateRequest], end_ids: frozenset[int], quota: int = 0
+    ) -> None:
         self._engine = engine
         self._end_ids = end_ids
+        self._quota = quota
+        self._durations: list[float] = []
         self._streams = {request.request_id: Stream() for request in requests}
+        self._counting: list[Stream] = []
         for request in requests:
             engine.add(request, now=0.0)
 
@@ -65,21 +73,31 @@ class StreamTimer:
             self.step()
         for stream in self._streams.values():
             stream.num_before = len(stream.token_ids)
+        self._counting = [stream for stream in self._streams.values() if not self._has_ended(stream)]
 
-    def decode(self, quota: int) -> Batch:
-        """Step until every stream's answer has ended or has `quota` more tokens, then forget the requests."""
-        durations: list[float] = []
-        seconds = 0.0
-        counting = [stream for stream in self._streams.values() if not self._is_over(stream, quota)]
-        while counting:
-            durations.append(self.step())
-            seconds += durations[-1]
-            for stream in counting:
-                stream.num_counted = self._answer_length(stream) - stream.num_before
-                stream.num_steps, stream.seconds = len(durations), seconds
-            counting = [stream for stream in counting if not self._is_over(stream, quota)]
+    @property
+    def is_over(self) -> bool:
+        """Whether every stream's answer has ended or has its quota of tokens."""
+        return not self._counting
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens of all streams so far."""
+        return sum(stream.num_counted for stream in self._streams.values())
+
+    def advance(self) -> None:
+        """One step that counts."""
+        self._durations.append(self.step())
+        for stream in self._counting:
+            stream.num_counted = self._answer_length(stream) - stream.num_before
+            stream.num_steps += 1
+            stream.seconds += self._durations[-1]
+        self._counting = [stream for stream in self._counting if not self._has_ended(stream)]
+
+    def finish(self) -> Batch:
+        """Forget the requests."""
         self.forget()
-        return Batch(tuple(self._streams.values()), tuple(durations))
+        return Batch(tuple(self._streams.values()), tuple(self._durations))
 
     def forget(self) -> None:
         """Drop the requests, ended or not."""
@@ -98,11 +116,22 @@ class StreamTimer:
             self._streams[event.request_id].token_ids.extend(event.token_ids)
         return seconds
 
-    def _is_over(self, stream: Stream, quota: int) -> bool:
-        has_ended = not self._end_ids.isdisjoint(stream.token_ids)
-        return has_ended or len(stream.token_ids) >= stream.num_before + quota
+    def _has_ended(self, stream: Stream) -> bool:
+        is_complete = not self._end_ids.isdisjoint(stream.token_ids)
+        return is_complete or len(stream.token_ids) >= stream.num_before + self._quota
 
     def _answer_length(self, stream: Stream) -> int:
         """Tokens up to the answer's end."""
         ends = (idx + 1 for idx, token_id in enumerate(stream.token_ids) if token_id in self._end_ids)
         return next(ends, len(stream.token_ids))
+
+
+def decode_in_turns(timers: Mapping[str, StreamTimer]) -> dict[str, Batch]:
+    """Started timers of the same prompts, to their ends: whoever has the fewest tokens steps next."""
+    waiting = [timer for timer in timers.values() if not timer.is_over]
+    while waiting:
+        timer = min(waiting, key=lambda timer: timer.num_counted)
+        timer.advance()
+        if timer.is_over:
+            waiting.remove(timer)
+    return {name: timer.finish() for name, timer in timers.items()}

@@ -100,6 +100,7 @@ def _options(browser: str, profile: str, width: int, height: int) -> ChromeOptio
         "--disable-background-networking",
         "--disable-component-update",
         "--no-first-run",
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # it must ask nobody about anything
         "--hide-scrollbars",
         f"--user-data-dir={Path(profile)}",
         f"--window-size={width},{height}",

@@ -7,9 +7,11 @@ Nothing it shows was measured. Answers as the admin port does: same paths, same 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -49,6 +51,34 @@ class SetClock:
         return self.second
 
 
+class _Server(ThreadingHTTPServer):
+    """Ends with all its connections: a browser keeps its own open for minutes."""
+
+    daemon_threads = False  # so that `server_close` waits for them
+
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        super().__init__(("127.0.0.1", port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.discard(request)
+            super().close_request(request)
+
+    def server_close(self) -> None:
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):  # the browser was quicker
+                    connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
+
+
 class Demo:
     """The server and its cluster, which is as many seconds old as `seconds` says. Used as a context manager."""
 
@@ -56,9 +86,7 @@ class Demo:
         self._cluster = SyntheticCluster(shape)
         self._seconds = seconds
         self._lock = threading.Lock()
-        self.is_closed = False
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(port, _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, name="demo", daemon=True)
 
     @property
@@ -75,8 +103,7 @@ class Demo:
         self.close()
 
     def close(self) -> None:
-        """Stop answering. A second time does nothing."""
-        self.is_closed = True
+        """Stop answering and close every connection. A second time does nothing."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -168,9 +195,6 @@ def _handler(demo: Demo) -> type[BaseHTTPRequestHandler]:
         do_PUT = do_DELETE = do_POST
 
         def _answer(self) -> None:
-            if demo.is_closed:
-                self.close_connection = True  # one that was kept open must not outlive the server
-                return
             size = int(self.headers.get("content-length") or 0)
             given = self.rfile.read(min(size, MAX_BODY_BYTES))
             if hmac.compare_digest(self.headers.get("authorization") or "", f"Bearer {TOKEN}"):

@@ -20,7 +20,7 @@ from routing.transport.rendezvous import connect_store, join
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
-_CONNECT_S = 2.0
+_CONNECT_S = 5.0  # longer than a silent name server may hold up torch, see RES_OPTIONS in cluster/resources.py
 
 
 @dataclass(frozen=True)

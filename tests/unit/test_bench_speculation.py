@@ -10,7 +10,7 @@ import pytest
 from actors.attention.step import EngineStep
 from actors.messages import GenerateRequest, SamplingSpec, TokenEvent
 from ops.bench.speculation_tables import Cell, Measured
-from ops.bench.streams import Batch, Stream, StreamTimer
+from ops.bench.streams import Batch, Stream, StreamTimer, decode_in_turns
 
 END = 9
 
@@ -37,9 +37,12 @@ class ScriptedEngine:
         return self._events
 
 
-def _timer(engine: ScriptedEngine, *names: str) -> StreamTimer:
+def _timer(engine: ScriptedEngine, quota: int, *names: str) -> StreamTimer:
+    """Started."""
     requests = [GenerateRequest(name, (1,), SamplingSpec(max_tokens=100, ignore_eos=True)) for name in names]
-    return StreamTimer(cast(EngineStep, engine), requests, frozenset([END]))
+    timer = StreamTimer(cast(EngineStep, engine), requests, frozenset([END]), quota)
+    timer.start()
+    return timer
 
 
 def test_streams_count_to_their_end_or_quota_and_fill_the_batch_after_it() -> None:
@@ -53,9 +56,7 @@ def test_streams_count_to_their_end_or_quota_and_fill_the_batch_after_it() -> No
             {"a": (1,), "b": (1, 1)},
         ]
     )
-    timer = _timer(engine, "a", "b")
-    timer.start()
-    batch = timer.decode(quota=4)
+    batch = decode_in_turns({"alone": _timer(engine, 4, "a", "b")})["alone"]
     a, b = batch.streams
     assert (a.num_before, a.num_counted, a.num_steps) == (3, 2, 1)
     assert (b.num_before, b.num_counted, b.num_steps) == (1, 5, 3)
@@ -67,11 +68,29 @@ def test_streams_count_to_their_end_or_quota_and_fill_the_batch_after_it() -> No
 def test_an_answer_that_ends_before_all_have_begun_counts_nothing() -> None:
     """a ends while b still waits for its first token: no tokens, no steps, no time."""
     engine = ScriptedEngine([{"a": (1, END)}, {"a": (1,), "b": (1,)}, {"a": (1,), "b": (1,)}])
-    timer = _timer(engine, "a", "b")
-    timer.start()
-    a, b = timer.decode(quota=1).streams
+    a, b = decode_in_turns({"alone": _timer(engine, 1, "a", "b")})["alone"].streams
     assert (a.num_counted, a.num_steps, a.seconds) == (0, 0, 0.0)
     assert b.num_counted == 1
+
+
+def test_engines_keep_abreast_of_each_other() -> None:
+    """One emits a token a step, the other three: the quick one waits, and neither steps beyond its end."""
+    steps: list[str] = []
+
+    class Noted(ScriptedEngine):
+        def __init__(self, name: str, num_steps: int, num_tokens: int) -> None:
+            super().__init__([{name: (1,)}, *[{name: (1,) * num_tokens}] * num_steps])
+            self._name = name
+
+        def run(self) -> None:
+            steps.append(self._name)
+            super().run()
+
+    timers = {"slow": _timer(Noted("slow", 6, 1), 6, "slow"), "quick": _timer(Noted("quick", 2, 3), 6, "quick")}
+    steps.clear()
+    batches = decode_in_turns(timers)
+    assert steps == ["slow", "quick", "slow", "slow", "slow", "quick", "slow", "slow"]
+    assert {name: batch.num_tokens for name, batch in batches.items()} == {"slow": 6, "quick": 6}
 
 
 def _measured(seconds: float, token_ids: Sequence[int] = (1, 2), num_rows: int = 4) -> Measured:

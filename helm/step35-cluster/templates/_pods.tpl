@@ -29,6 +29,7 @@ capabilities:
 - {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: "cluster.proxy_callback:proxy_middlewares"}
 - {name: RAY_worker_niceness, value: "0"}
 - {name: TOKENIZERS_PARALLELISM, value: "false"}
+- {name: RES_OPTIONS, value: "timeout:1 attempts:2"}
 - {name: HF_HUB_OFFLINE, value: "1"}
 - {name: HOME, value: /tmp}
 # Where this pod is (cluster/config.py PodEnvironment).

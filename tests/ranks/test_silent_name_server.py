@@ -1,0 +1,33 @@
+"""A name server that never answers delays a bundle by a few seconds and does not keep its members apart."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.resources import process_environment
+
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount", "--net"]
+TIMEOUT_S = 60
+
+
+def test_members_meet(tmp_path: Path) -> None:
+    """With the environment of a cluster's processes. Linux without namespaces for everybody cannot try it."""
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=TIMEOUT_S, check=False).returncode:
+        pytest.skip("this user may not make namespaces")
+    environment = {name: value for name, value in os.environ.items() if name != "RES_OPTIONS"}
+    run = subprocess.run(
+        [*UNSHARE, sys.executable, "-m", "tests.ranks.silent_name_server", str(tmp_path)],
+        env=environment | process_environment(ClusterConfig(checkpoint=tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 12.0
