@@ -65,11 +65,13 @@ def _draft_item(sequence: Sequence, num_drafts: int, *, is_due: bool) -> DraftIt
     """None if there is nothing to do. is_due: every module catches up."""
     state, num_known = sequence.drafting, len(sequence.token_ids)
     is_decoding = state.num_rows == num_known - 1
+    if is_decoding and not num_drafts and not is_due:
+        return None
     if num_drafts and is_decoding:
         depth = state.num_modules if is_due else num_drafts
         return DraftItem(sequence, state.first_row(depth), state.num_rows, depth, depth)
     end_row = min(state.num_rows, num_known - state.num_modules)
-    if end_row <= state.num_settled or (is_decoding and not is_due):
+    if end_row <= state.num_settled:
         return None
     return DraftItem(sequence, state.num_settled, end_row, state.num_modules, 0)
 

@@ -96,6 +96,11 @@ class Speculation:
     def _drafting(self, sequences: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[Drafting]:
         everybody = self._acceptance.rates([PRIOR_RATE] * self._lengths.max_drafts, PRIOR_WEIGHT)
         return [
-            Drafting(state.acceptance.rates(everybody, PRIOR_WEIGHT), limit, state.last_length)
+            Drafting(
+                state.acceptance.rates(everybody, PRIOR_WEIGHT),
+                limit,
+                state.last_length,
+                state.num_rows - state.num_settled,
+            )
             for state, limit in zip((sequence.drafting for sequence in sequences), limits, strict=True)
         ]

@@ -177,6 +177,8 @@ class KvCache:
         """The first `num_settled` rows, at least as many as before, will not be written again in any layer."""
         assert kv.num_settled <= num_settled <= kv.num_tokens, "rows are settled that were not committed"
         assert kv.num_tokens - num_settled <= max(1, self.layout.max_unsettled), "too many rows await their drafts"
+        if num_settled == kv.num_settled:
+            return
         kv.num_settled = num_settled
         if self._enable_prefix_cache:
             self._publish(kv, token_ids)

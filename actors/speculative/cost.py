@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import mul
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from routing.load.least_squares import non_negative_fit
+from routing.load.sums import FloatArray
 
 FORGETTING = 0.98  # weight of the last observation against the one before
 RIDGE = 1e-4  # keeps the fit defined while all steps look alike
 REFIT_EVERY = 16  # observations; a fit takes longer than a decision
 ENOUGH = 8  # observations before a prediction means something
+AT_ONCE = 4  # steps of as many rows that are learnt from together: learning takes as long as a row of a small model
 SHORTEST = 1e-6  # seconds
 # Standard deviations of logarithms, as of a machine whose neighbours come and go.
 NOISE = 0.1  # of one step around what it should take
@@ -31,17 +34,21 @@ MAX_SURPRISE = 0.4  # what one step can prove at most
 SIZES_PER_DOUBLING = 16  # steps whose rows differ by less than 4 % are of one size
 
 
-def distinct_experts(num_rows: float, num_experts: int, top_k: int) -> float:
+Numbers = TypeVar("Numbers", float, FloatArray)
+
+
+def distinct_experts(num_rows: Numbers, num_experts: int, top_k: int) -> Numbers:
     """Experts of one layer that `num_rows` rows touch when the gate spreads evenly: E (1 - (1 - K / E)^rows)."""
-    return float(num_experts * (1.0 - (1.0 - top_k / num_experts) ** num_rows))
+    untouched: Numbers = (1.0 - top_k / num_experts) ** num_rows
+    return num_experts * (1.0 - untouched)
 
 
 class LinearCost:
     """Least squares on a few features with exponential forgetting. Coefficients are never negative."""
 
     def __init__(self, num_features: int) -> None:
-        self._gram: NDArray[np.float64] = np.zeros((num_features, num_features))
-        self._moment: NDArray[np.float64] = np.zeros(num_features)
+        self._gram: FloatArray = np.zeros((num_features, num_features))
+        self._moment: FloatArray = np.zeros(num_features)
         self._coefficients = (0.0,) * num_features
         self._num_fitted = 0
         self.num_observed = 0
@@ -67,7 +74,7 @@ class LinearCost:
         predicted: float = sum(map(mul, self.coefficients, features))
         return predicted
 
-    def _forget_along(self, features: NDArray[np.float64]) -> None:
+    def _forget_along(self, features: FloatArray) -> None:
         """Discount what was learnt from such steps alone: a hundred steps alike say nothing new of other steps, so
         what is known of those must stay. (Directional forgetting: Cao and Schwartz, 2000.)"""
         seen = self._gram @ features
@@ -97,18 +104,28 @@ class Deviations:
         known = self._sizes.get(_size(num_rows))
         return math.exp(self._pace + (0.0 if known is None else known[0]))
 
-    def observe(self, num_rows: int, ratio: float) -> None:
-        """A step took `ratio` times what the formula says."""
-        self._num_steps += 1
+    def observe(self, num_rows: int, ratio: float, num_steps: int = 1) -> None:
+        """`num_steps` with so many rows took `ratio` times what the formula says."""
+        self._num_steps += num_steps
         size = _size(num_rows)
         mean, variance, seen_at = self._sizes.get(size, (0.0, UNKNOWN**2, self._num_steps))
         variance = min(variance + SIZE_DRIFT**2 * (self._num_steps - seen_at), UNKNOWN**2)
-        pace_variance = min(self._pace_variance + PACE_DRIFT**2, UNKNOWN**2)
+        pace_variance = min(self._pace_variance + num_steps * PACE_DRIFT**2, UNKNOWN**2)
+        noise_variance = NOISE**2 / num_steps
         surprise = min(max(math.log(ratio) - self._pace - mean, -MAX_SURPRISE), MAX_SURPRISE)
-        gain, pace_gain = (each / (variance + pace_variance + NOISE**2) for each in (variance, pace_variance))
+        gain, pace_gain = (each / (variance + pace_variance + noise_variance) for each in (variance, pace_variance))
         self._sizes[size] = mean + gain * surprise, variance * (1.0 - gain), self._num_steps
         self._pace += pace_gain * surprise
         self._pace_variance = pace_variance * (1.0 - pace_gain)
+
+
+@dataclass
+class _Alike:
+    """The latest steps, which had as many rows each. seconds: of all."""
+
+    num_rows: int = 0
+    num_steps: int = 0
+    seconds: float = 0.0
 
 
 class StepCost:
@@ -119,6 +136,7 @@ class StepCost:
         self._step = LinearCost(3)
         self._drafting = LinearCost(3)
         self._deviations = Deviations()
+        self._alike = _Alike()
         # Rows that a sequence runs through all its modules to draft k tokens: the new ones and those to be repaired.
         self.module_rows = [k * (k + 2) / 2 for k in range(max_drafts + 1)]
 
@@ -128,8 +146,14 @@ class StepCost:
         return min(self._step.num_observed, self._drafting.num_observed) >= ENOUGH
 
     def observe_step(self, num_rows: int, seconds: float) -> None:
-        self._step.observe(self._features(num_rows), seconds / self._deviations.pace)
-        self._deviations.observe(num_rows, max(seconds, SHORTEST) / self._formula_s(num_rows))
+        if num_rows != self._alike.num_rows:
+            self._learn(self._alike)
+            self._alike = _Alike(num_rows)
+        self._alike.num_steps += 1
+        self._alike.seconds += seconds
+        if self._alike.num_steps == AT_ONCE:
+            self._learn(self._alike)
+            self._alike = _Alike(num_rows)
 
     def observe_drafting(
         self, lengths: Sequence[int], num_module_rows: int, seconds: float, *, is_steady: bool
@@ -148,16 +172,34 @@ class StepCost:
     def step_seconds(self, num_rows: int) -> float:
         return self._deviations.factor(num_rows) * self._formula_s(num_rows)
 
-    def drafting_seconds(self, num_modules: int, num_module_rows: float, num_drafts: int) -> float:
-        """Of a pass through so many modules."""
-        return self._deviations.pace * self._drafting.seconds((num_modules, num_module_rows, num_drafts))
+    def steps_seconds(self, first: int, last: int) -> FloatArray:
+        """Of steps with first, first + 1, ..., last rows, [last - first + 1]."""
+        num_rows = np.arange(first, last + 1, dtype=np.float64)
+        base, per_row, per_expert = self._step.coefficients
+        experts = distinct_experts(num_rows, self._num_experts, self._top_k)
+        formula_s = np.maximum(base + per_row * num_rows + per_expert * experts, SHORTEST)
+        return formula_s * [self._deviations.factor(rows) for rows in range(first, last + 1)]
 
-    def rows(self, length: int, num_tokens: float) -> float:
-        """Module rows that a sequence costs when it drafts `length` tokens and so gains `num_tokens` a step: those of
-        the draft pass, and those that it leaves for later. A module that is left out sees these tokens another day, and
-        then runs behind all modules before it."""
+    def drafting_seconds(self, num_modules: int, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
+        """Of a pass through so many modules."""
+        of_module, of_row, of_draft = self._drafting.coefficients
+        return self._deviations.pace * (of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts)
+
+    def rows(self, num_tokens: FloatArray) -> FloatArray:
+        """Module rows that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`, [S, 1 + K], a
+        step: those of the draft pass, and those that they leave for later. A module that is left out sees these tokens
+        another day, and then runs behind all modules before it."""
         max_drafts = len(self.module_rows) - 1
-        return self.module_rows[length] + (max_drafts * num_tokens if length < max_drafts else 0.0)
+        left_out = max_drafts * num_tokens
+        left_out[:, max_drafts] = 0.0
+        return self.module_rows + left_out
+
+    def _learn(self, alike: _Alike) -> None:
+        if not alike.num_steps:
+            return
+        num_rows, mean_s = alike.num_rows, alike.seconds / alike.num_steps
+        self._step.observe(self._features(num_rows), mean_s / self._deviations.pace)
+        self._deviations.observe(num_rows, max(mean_s, SHORTEST) / self._formula_s(num_rows), alike.num_steps)
 
     def _formula_s(self, num_rows: int) -> float:
         return max(self._step.seconds(self._features(num_rows)), SHORTEST)

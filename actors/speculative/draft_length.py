@@ -6,33 +6,40 @@ those before it were. The price is the predicted time of the draft pass and of t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from actors.speculative.cost import StepCost
+from routing.load.sums import FloatArray
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-DECIDE_EVERY = 4  # steps: deciding takes as long as a row of a small model
-PROBE_EVERY = 8  # decisions after which everybody tries another length: what nobody tries is never seen again
-PROBE_AT_MOST_EVERY = 32  # decisions, while tries teach nothing new
+WORTH_DRAFTING = 1.04  # what drafts must promise against none: rates and prices are estimates, and none needs neither
+DECIDE_EVERY = 8  # steps: deciding takes as long as a row of a small model
+PROBE_EVERY = 4  # decisions after which everybody tries another length: what nobody tries is never seen again
+PROBE_AT_MOST_EVERY = 16  # decisions, while tries teach nothing new
 PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
+TRIED_BY = 4  # longer drafts are tried by one sequence in so many, with the fewest rows to catch up
 LEARNING_STEPS = 12  # steps with as many sequences that try every length in turn, to learn what they cost
 
 
 @dataclass(frozen=True)
 class Drafting:
     """What the choice needs to know of one sequence. rates: conditional acceptance by position. limit: most drafts it
-    can use. last: its length in the last choice, None for a newcomer."""
+    can use. last: its length in the last choice, None for a newcomer. num_waiting: rows that the modules have left out,
+    and must see before it drafts."""
 
     rates: Sequence[float]
     limit: int
     last: int | None
+    num_waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,11 @@ class DraftLengths:
         """The choice for this batch."""
         if self._is_learning(sequences):
             return Choice(_uniform(self._num_choices % (self.max_drafts + 1), sequences), "learning")
-        best = best_lengths(sequences, self.cost)
+        outlook = Outlook(sequences, self.cost)
+        best = _worthwhile(outlook)
         last = tuple(k if s.last is None else min(s.last, s.limit) for k, s in zip(best, sequences, strict=True))
-        best_rate, last_rate = (tokens_per_second(each, sequences, self.cost) for each in (best, last))
-        probe = self._probes.due(sequences, self.cost, best_rate, last)
+        best_rate, last_rate = map(outlook.tokens_per_second, (best, last))
+        probe = self._probes.due(sequences, outlook, best_rate, last)
         if probe is not None:
             return Choice(probe, "probe")
         if best_rate < HYSTERESIS * last_rate:
@@ -86,7 +94,7 @@ class DraftLengths:
 
 
 class _Probes:
-    """When everybody tries another length, each in turn: long ones show how often late drafts are accepted, short ones
+    """When another length is tried, each in turn: long ones show how often late drafts are accepted, short ones
     what a step without them costs. Prices learnt in a bad moment would otherwise keep a batch at its length for good.
 
     Tries that teach nothing become rarer; one that turns out better than expected is soon repeated.
@@ -99,11 +107,13 @@ class _Probes:
         self._expected: float | None = None  # what the last try promised beforehand, as a share of the best choice
 
     def due(
-        self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float, last: tuple[int, ...]
+        self, sequences: Sequence[Drafting], outlook: Outlook, best_rate: float, last: tuple[int, ...]
     ) -> tuple[int, ...] | None:
         """The lengths to try in this step, if any. best_rate: tokens per second that the best choice promises. last:
         the present lengths, which need no try."""
-        is_better = self._expected is not None and self._promise(sequences, cost, best_rate) > SURPRISE * self._expected
+        is_better = (
+            self._expected is not None and self._promise(sequences, outlook, best_rate) > SURPRISE * self._expected
+        )
         if self._expected is not None:
             self._expected = None
             self._interval = PROBE_EVERY if is_better else min(2 * self._interval, PROBE_AT_MOST_EVERY)
@@ -112,59 +122,90 @@ class _Probes:
         if self._wait > 0:
             return None
         if not is_better:
-            self._turn(sequences, cost, best_rate, last)
-        self._expected = self._promise(sequences, cost, best_rate)
-        return _uniform(self._length, sequences)
+            self._turn(sequences, outlook, best_rate, last)
+        self._expected = self._promise(sequences, outlook, best_rate)
+        return _try(self._length, sequences, last)
 
-    def _turn(self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float, last: tuple[int, ...]) -> None:
+    def _turn(self, sequences: Sequence[Drafting], outlook: Outlook, best_rate: float, last: tuple[int, ...]) -> None:
         """To the next length that might pay."""
         for _ in range(self._max_drafts):
             self._length = (self._length + 1) % (self._max_drafts + 1)
-            might_pay = self._length <= 1 or self._promise(sequences, cost, best_rate) >= WORTH_A_TRY
+            might_pay = self._length <= 1 or self._promise(sequences, outlook, best_rate) >= WORTH_A_TRY
             if might_pay and _uniform(self._length, sequences) != last:
                 return
 
-    def _promise(self, sequences: Sequence[Drafting], cost: StepCost, best_rate: float) -> float:
-        return tokens_per_second(_uniform(self._length, sequences), sequences, cost) / best_rate
+    def _promise(self, sequences: Sequence[Drafting], outlook: Outlook, best_rate: float) -> float:
+        return outlook.tokens_per_second(_uniform(self._length, sequences)) / best_rate
 
 
-def best_lengths(sequences: Sequence[Drafting], cost: StepCost) -> tuple[int, ...]:
-    """The lengths that maximise expected tokens per second of this batch.
+class Outlook:
+    """What each number of drafts would come to, for each sequence S of a batch. K: the most drafts.
 
-    For each depth: a later draft is never likelier to be kept than the one before it, so taking drafts in the order of
-    their chances fills every sequence from the front, and one pass over the batch finds the best of these choices. The
-    order leaves out that a deeper draft runs more module rows; where those are dear, another choice may be faster by a
-    per cent.
+    tokens: float64 [S, 1 + K], expected in a step. module_rows: float64 [S, 1 + K], as `StepCost.rows`.
     """
-    ranked = _by_chance(sequences)
-    num_sequences = len(sequences)
-    step_s = [cost.step_seconds(num_sequences + count) for count in range(len(ranked) + 1)]
-    idle_rows = num_sequences * cost.rows(0, 1.0)
-    num_taken, best_depth = 0, 0
-    best_rate = num_sequences / (step_s[0] + cost.drafting_seconds(0, idle_rows, 0))
-    for depth in range(1, 1 + max((s.limit for s in sequences), default=0)):
-        tokens, module_rows, gained = float(num_sequences), idle_rows, [1.0] * num_sequences
-        for count, (chance, number, idx) in enumerate((each for each in ranked if each[1] <= depth), start=1):
-            before = cost.rows(number - 1, gained[idx])
-            gained[idx] += chance
-            tokens += chance
-            module_rows += cost.rows(number, gained[idx]) - before
-            rate = tokens / (step_s[count] + cost.drafting_seconds(depth, module_rows, count))
-            if rate > best_rate:
-                num_taken, best_rate, best_depth = count, rate, depth
-    lengths = [0] * num_sequences
-    for _, _, idx in [each for each in ranked if each[1] <= best_depth][:num_taken]:
-        lengths[idx] += 1
-    return tuple(lengths)
+
+    def __init__(self, sequences: Sequence[Drafting], cost: StepCost) -> None:
+        self._cost = cost
+        self._limits = np.array([s.limit for s in sequences])
+        rates = np.array([s.rates for s in sequences])
+        self._chances: FloatArray = np.cumprod(rates, axis=1)  # that each draft is kept
+        self.tokens = np.ones((len(sequences), 1 + self._chances.shape[1]))
+        np.cumsum(self._chances, axis=1, out=self.tokens[:, 1:])
+        self.tokens[:, 1:] += 1.0
+        self.module_rows = cost.rows(self.tokens)
+
+    def tokens_per_second(self, lengths: Sequence[int]) -> float:
+        """What a choice promises."""
+        chosen = np.arange(len(lengths)), np.array(lengths)
+        num_drafts = sum(lengths)
+        step_s = self._cost.step_seconds(len(lengths) + num_drafts)
+        drafting_s = self._cost.drafting_seconds(max(lengths), float(self.module_rows[chosen].sum()), float(num_drafts))
+        return float(self.tokens[chosen].sum()) / (step_s + drafting_s)
+
+    def best_lengths(self) -> tuple[int, ...]:
+        """The lengths that maximise expected tokens per second of this batch.
+
+        For each depth: a later draft is never likelier to be kept than the one before it, so taking drafts in the
+        order of their chances fills every sequence from the front, and one pass over the batch finds the best of these
+        choices. The order leaves out that a deeper draft runs more module rows; where those are dear, another choice
+        may be faster by a per cent.
+        """
+        numbers, sequences = self._ranked()
+        num_sequences = len(self.tokens)
+        step_s = self._cost.steps_seconds(num_sequences, num_sequences + len(numbers))
+        more_rows = np.diff(self.module_rows, axis=1)
+        best_rate, best = 0.0, numbers[:0]
+        for depth in range(int(self._limits.max(initial=0)) + 1):
+            taken = np.flatnonzero(numbers <= depth)
+            of_drafts = sequences[taken], numbers[taken] - 1
+            tokens = num_sequences + _running(self._chances[of_drafts])
+            module_rows = self.module_rows[:, 0].sum() + _running(more_rows[of_drafts])
+            num_drafts = np.arange(len(taken) + 1, dtype=np.float64)
+            rates = tokens / (step_s[: len(taken) + 1] + self._cost.drafting_seconds(depth, module_rows, num_drafts))
+            count = int(rates.argmax())
+            if rates[count] > best_rate:
+                best_rate, best = rates[count], taken[:count]
+        return tuple(np.bincount(sequences[best], minlength=num_sequences).tolist())
+
+    def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every draft that a sequence can use: its number from 1 and its sequence, the likeliest to be kept first and
+        a sequence's in their order."""
+        sequences, columns = np.nonzero(np.arange(self._chances.shape[1]) < self._limits[:, None])
+        order = np.lexsort((sequences, columns, -self._chances[sequences, columns]))
+        return columns[order] + 1, sequences[order]
 
 
-def tokens_per_second(lengths: Sequence[int], sequences: Sequence[Drafting], cost: StepCost) -> float:
-    """What a choice promises."""
-    tokens = [1.0 + sum(_chances(s.rates[:length])) for length, s in zip(lengths, sequences, strict=True)]
-    module_rows = sum(map(cost.rows, lengths, tokens))
-    num_drafts = sum(lengths)
-    drafting_s = cost.drafting_seconds(max(lengths), module_rows, num_drafts)
-    return sum(tokens) / (cost.step_seconds(len(lengths) + num_drafts) + drafting_s)
+def _worthwhile(outlook: Outlook) -> tuple[int, ...]:
+    """The best lengths, or none where drafts would gain too little."""
+    best = outlook.best_lengths()
+    none = (0,) * len(best)
+    best_rate, plain_rate = map(outlook.tokens_per_second, (best, none))
+    return best if best_rate >= WORTH_DRAFTING * plain_rate else none
+
+
+def _running(values: FloatArray) -> FloatArray:
+    """Sums of the first 0, 1, ... values."""
+    return np.concatenate(([0.0], np.cumsum(values)))
 
 
 def _doublings(batch: Sized) -> int:
@@ -176,17 +217,12 @@ def _uniform(length: int, sequences: Sequence[Drafting]) -> tuple[int, ...]:
     return tuple(min(length, s.limit) for s in sequences)
 
 
-def _by_chance(sequences: Sequence[Drafting]) -> list[tuple[float, int, int]]:
-    """(chance that a draft is kept, its number from 1, index of its sequence), the likeliest first and a sequence's in
-    their order."""
-    ranked = [
-        (-chance, number, idx)
-        for idx, s in enumerate(sequences)
-        for number, chance in enumerate(_chances(s.rates[: s.limit]), start=1)
-    ]
-    return [(-negative, number, idx) for negative, number, idx in sorted(ranked)]
-
-
-def _chances(rates: Sequence[float]) -> list[float]:
-    """Chance that each draft is kept: products of the conditional rates."""
-    return list(accumulate(rates, mul))
+def _try(length: int, sequences: Sequence[Drafting], last: tuple[int, ...]) -> tuple[int, ...]:
+    """This length for all that draft more at present, and for some of those that draft less."""
+    wanted = _uniform(length, sequences)
+    longer = [idx for idx, (new, old) in enumerate(zip(wanted, last, strict=True)) if new > old]
+    longer.sort(key=lambda idx: sequences[idx].num_waiting)
+    trying = set(longer[: math.ceil(len(longer) / TRIED_BY)])
+    return tuple(
+        new if idx in trying else min(new, old) for idx, (new, old) in enumerate(zip(wanted, last, strict=True))
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.messages import NO_DRAFTS, DraftCounts
 from actors.speculative.acceptance import request_acceptance
-from actors.speculative.stats import verdict
+from actors.speculative.stats import DraftTally
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DraftState:
         self.last_length: int | None = None  # that was chosen because it pays; None: nobody has chosen yet
         self.previous_length = 0  # that was drafted in the last draft pass
         self.acceptance = request_acceptance(num_modules)
-        self._counts = NO_DRAFTS
+        self._tally = DraftTally()
 
     @property
     def num_modules(self) -> int:
@@ -49,7 +49,7 @@ class DraftState:
     @property
     def num_settled(self) -> int:
         """Rows that no module will write again."""
-        return min(self._true_rows, default=self._num_rows)
+        return min(self._true_rows) if self._true_rows else self._num_rows
 
     def first_row(self, depth: int) -> int:
         """The row from which the first `depth` modules must run."""
@@ -58,12 +58,14 @@ class DraftState:
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         """Drafts of this sequence were verified: for its acceptance rates, and for the client."""
         self.acceptance.observe(num_drafts, num_accepted)
-        self._counts += verdict(num_drafts, num_accepted)
+        self._tally.observe(num_drafts, num_accepted)
 
     def take_counts(self) -> DraftCounts:
         """What was observed since the last call."""
-        counts, self._counts = self._counts, NO_DRAFTS
-        return counts
+        if not self._tally.num_steps:
+            return NO_DRAFTS
+        tally, self._tally = self._tally, DraftTally()
+        return tally.counts
 
     def restart(self, num_rows: int) -> None:
         """The sequence now begins with `num_rows` rows that somebody else has computed, for all modules."""
@@ -90,6 +92,8 @@ class DraftState:
 
     def accepted(self, num_accepted: int) -> None:
         """So many of the drafts were right: what the modules made of them is true after all."""
+        if not self.drafts:
+            return
         depth = len(self.drafts)
         for module in range(1, depth):
             # Its last rows read the first drafts: row p token p + 1 + module, of which num_rows + 1 + num_accepted are

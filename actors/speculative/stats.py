@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.messages import NO_DRAFTS, DraftCounts
+from actors.messages import DraftCounts
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,38 @@ class SpeculationCounts:
     draft_s: float
 
 
-def verdict(num_drafts: int, num_accepted: int) -> DraftCounts:
-    """What the verification of one sequence's drafts adds."""
-    accepted = tuple(int(position < num_accepted) for position in range(num_drafts))
-    return DraftCounts(1, (1,) * num_drafts, accepted)
+class DraftTally:
+    """A DraftCounts that grows: every sequence has a verification in every step."""
 
-
-class SpeculationStats:
-    """Since birth. reasons: how often each explained a choice of lengths."""
+    __slots__ = ("_accepted", "_drafted", "num_steps")
 
     def __init__(self) -> None:
-        self.counts = NO_DRAFTS
-        self.lengths: Counter[int] = Counter()
-        self.reasons: Counter[str] = Counter()
+        self.num_steps = 0
+        self._drafted: list[int] = []
+        self._accepted: list[int] = []
 
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         """One sequence's drafts of one step were verified."""
-        self.counts += verdict(num_drafts, num_accepted)
+        self.num_steps += 1
+        if num_drafts > len(self._drafted):
+            self._drafted += [0] * (num_drafts - len(self._drafted))
+            self._accepted += [0] * (num_drafts - len(self._accepted))
+        for position in range(num_drafts):
+            self._drafted[position] += 1
+            self._accepted[position] += position < num_accepted
+
+    @property
+    def counts(self) -> DraftCounts:
+        return DraftCounts(self.num_steps, tuple(self._drafted), tuple(self._accepted))
+
+
+class SpeculationStats(DraftTally):
+    """Since birth. reasons: how often each explained a choice of lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: Counter[int] = Counter()
+        self.reasons: Counter[str] = Counter()
 
     def chose(self, lengths: Sequence[int], reason: str) -> None:
         self.lengths.update(lengths)

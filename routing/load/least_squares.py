@@ -19,14 +19,18 @@ def non_negative_fit(normal: FloatArray, target: FloatArray, *, ridge: float = 0
     num_terms = len(target)
     scale = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     scaled, wanted = normal / np.outer(scale, scale) + ridge * np.eye(num_terms), target / scale
-    best, least = np.zeros(num_terms), 0.0
-    for chosen in product((False, True), repeat=num_terms):
+    best: FloatArray = np.zeros(num_terms)
+    least = 0.0
+    for chosen in product((True, False), repeat=num_terms):
         terms = np.flatnonzero(chosen)
         if not len(terms):
             continue
         found = np.linalg.lstsq(scaled[np.ix_(terms, terms)], wanted[terms], rcond=None)[0]
         if found.min() < 0.0:
             continue
+        if all(chosen):
+            best = found  # the least error of all, and allowed
+            break
         error = float(found @ scaled[np.ix_(terms, terms)] @ found - 2.0 * found @ wanted[terms])
         if error < least:
             best, least = np.zeros(num_terms), error
