@@ -33,6 +33,7 @@ from cluster.expert_replica import ExpertReplica
 from cluster.gateway_load import known_gateway_load
 from cluster.handles import RemoteCoordinator, RemoteEngine
 from cluster.kube.observer import KubeObserver
+from cluster.lookup import find_deployments
 from cluster.membership import Place
 from cluster.operator_picture import OperatorPicture
 from cluster.process_telemetry import Process, ProcessTelemetry
@@ -53,6 +54,7 @@ from routing.transport.host import host_id
 
 SERVE_NAMESPACE = "serve"
 GONE_TIMEOUT_S = 5.0
+LOOKUP_TIMEOUT_S = 120.0  # for Serve to build the engine's application beside the gateway's, which takes seconds
 COORDINATOR, EXPERTS, ATTENTION, GATEWAY = "Coordinator", "ExpertActor", "AttentionActor", "Gateway"
 
 
@@ -243,18 +245,16 @@ class AttentionDeployment:
 class GatewayDeployment:
     """The HTTP API as a Serve ingress replica."""
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
+    async def __init__(self, fields: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits a constructor
         self._config = _configure(fields, Owner.GATEWAY)
+        timeout_s = min(LOOKUP_TIMEOUT_S, self._config.control.start_timeout_s)
+        coordinator, attention = await find_deployments((COORDINATOR, ATTENTION), self._config.ray.app_name, timeout_s)
         self._telemetry = _telemetry(self._config, Owner.GATEWAY)
         process = ProcessLabels(Owner.GATEWAY, _identity().member_id, model_name=self._config.served_name)
         self._tracing = open_tracing(self._config.telemetry.tracing, process)
-        engine = self._config.ray.app_name
-        coordinator: DeploymentHandle[Any] = serve.get_deployment_handle(COORDINATOR, engine)
         remote = RemoteCoordinator(coordinator, self._config.control.call_timeout_s)
         self._watcher = Watcher(remote, self._follow, settings=_watch_settings(self._config))
-        self._engine = RemoteEngine(
-            serve.get_deployment_handle(ATTENTION, engine), self._watcher, self._config.control.lease_ttl_s
-        )
+        self._engine = RemoteEngine(attention, self._watcher, self._config.control.lease_ttl_s)
         self._watcher.start()
         self._telemetry.start(remote)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack
 from typing import Any, cast
 
 from ray.exceptions import RayError, RayTaskError
@@ -77,19 +78,19 @@ class RemoteCoordinator:
     async def _call(self, method: str, own_wait_s: float, *args: object, **kwargs: object) -> Any:
         """Raises CoordinatorUnavailable for whatever keeps an answer from coming, and ClusterError with the
         coordinator's own sentence if it refuses: asking again would not help."""
-        response = getattr(self._handle, method).remote(*args, **kwargs)
         try:
-            async with asyncio.timeout(own_wait_s + self._timeout_s):
-                return await response
+            with ExitStack() as unanswered:
+                response = getattr(self._handle, method).remote(*args, **kwargs)
+                unanswered.callback(response.cancel)
+                async with asyncio.timeout(own_wait_s + self._timeout_s):
+                    answer = await response
+                unanswered.pop_all()
+                return answer
         except (TimeoutError, RayError, RayServeException) as error:
-            response.cancel()
             cause = error.cause if isinstance(error, RayTaskError) else None
             if isinstance(cause, ValueError | ClusterError):
                 raise ClusterError(f"the coordinator refuses {method}: {cause}") from error
             raise CoordinatorUnavailable(f"{method}: {type(error).__name__}") from error
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
 
 
 class RemoteEngine:
@@ -108,15 +109,17 @@ class RemoteEngine:
             # Serve would hold the request until a replica comes, as long as its deadline.
             raise NotReady("No attention actor is there; send the request again later.")
         deadline = asyncio.get_running_loop().time() + request.deadline_s + DEADLINE_SLACK_S
-        responses = cast("DeploymentResponseGenerator[TokenEvent]", self._stream.generate.remote(request))
         try:
-            is_finished = False
-            while not is_finished:
-                # The deadline must not enclose a yield: the next event may be asked for by another task.
-                async with asyncio.timeout_at(deadline):
-                    event = await anext(responses)
-                is_finished = event.finish_reason is not None
-                yield event
+            with ExitStack() as opened:
+                responses = cast("DeploymentResponseGenerator[TokenEvent]", self._stream.generate.remote(request))
+                opened.callback(responses.cancel)
+                is_finished = False
+                while not is_finished:
+                    # The deadline must not enclose a yield: the next event may be asked for by another task.
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(responses)
+                    is_finished = event.finish_reason is not None
+                    yield event
         except StopAsyncIteration:
             yield _failed(request, ErrorKind.INTERNAL, "the request ended without a reason")
         except TimeoutError:
@@ -126,8 +129,6 @@ class RemoteEngine:
         except (RayError, RayServeException) as error:
             logger.warning("the stream of %s broke: %s", request.request_id, type(error).__name__)
             yield _failed(request, ErrorKind.UNAVAILABLE, "the server that ran this request is gone; send it again")
-        finally:
-            responses.cancel()
 
     async def ready(self) -> Readiness:
         silence_s = self._watcher.silence_s

@@ -62,18 +62,26 @@ class Speculation:
         for sequence in running:
             self._scheduler.settle(sequence, sequence.drafting.num_settled)
 
+    def ended(self, sequence: Sequence) -> None:
+        """Nothing more will be drafted for it."""
+        state = sequence.drafting
+        if state.num_caught_up or state.num_left_out:
+            self._lengths.cost.observe_left_out(state.num_caught_up, state.num_left_out)
+
     def counts(self) -> SpeculationCounts:
         """A copy for other threads, which may be a step old."""
         return SpeculationCounts(self.stats.counts, self.stats.lengths.copy(), self.stats.reasons.copy(), self._draft_s)
 
     def _run(self, work: SequenceOf[DraftItem]) -> None:
         """Draft, and learn what it costs."""
+        if not work:
+            return
         began_at = self._clock()
         num_module_rows = self._drafter.run(work)
         took_s = self._clock() - began_at
         self._draft_s += took_s
         lengths = [item.num_drafts for item in work]
-        if lengths and all(lengths):
+        if all(lengths):
             is_steady = all(item.sequence.drafting.previous_length == item.num_drafts for item in work)
             self._lengths.cost.observe_drafting(lengths, num_module_rows, took_s, is_steady=is_steady)
         for item in work:
@@ -100,7 +108,7 @@ class Speculation:
                 state.acceptance.rates(everybody, PRIOR_WEIGHT),
                 limit,
                 state.last_length,
-                state.num_rows - state.num_settled,
+                state.num_left_out,
             )
             for state, limit in zip((sequence.drafting for sequence in sequences), limits, strict=True)
         ]

@@ -276,6 +276,8 @@ class EngineStep:
                 self._queue_s.append(history.queue_s)
 
     def _tell_end(self, sequence: Sequence) -> None:
+        if self._speculation is not None:
+            self._speculation.ended(sequence)
         if self.on_end is not None:
             self.on_end(sequence)
 

@@ -92,8 +92,8 @@ class ExpertShard:
         vectors = self._kernels.expert_mlp(hidden, pair_row, pair_slot, weights, limit)
         outputs = vectors if per_expert else _weighted_sum(vectors, pair_row, pair_weight, hidden)
         if self.monitor is not None:
-            self.monitor.record(moe_layer_idx, pair_slot, len(hidden), time.perf_counter() - began_at)
-            self.monitor.record_outputs(moe_layer_idx, pair_slot, vectors)
+            seconds = time.perf_counter() - began_at
+            self.monitor.record(moe_layer_idx, pair_slot, hidden.shape[0], seconds, vectors)
         return outputs
 
 

@@ -3,7 +3,7 @@
 A step reads the weights of every expert it touches and computes its rows, so its time is
 base + per_row * rows + per_expert * distinct experts. A draft pass runs module after module, so it costs
 per_module * modules + per_row * rows, rows counted once for each module, + per_draft * drafts, for each one's logits.
-Where steps of a size were seen, what they took corrects the formula.
+Where steps of a size were seen, what they took counts, not the formula.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ PACE_DRIFT = 0.05  # of the whole machine, from step to step
 SIZE_DRIFT = 0.005  # of one size against the others, from step to step
 UNKNOWN = 0.2  # of a size that was never seen around the formula
 MAX_SURPRISE = 0.4  # what one step can prove at most
+LEFT_OUT_PRIOR = 256.0  # tokens; before anything was seen, all are seen later
+LEFT_OUT_MEMORY = 32.0  # sequences after whose end an old one counts for 1 / e
 SIZES_PER_DOUBLING = 16  # steps whose rows differ by less than 4 % are of one size
 
 
@@ -84,14 +86,14 @@ class LinearCost:
             self._gram -= (1.0 - FORGETTING) / weight * np.outer(seen, seen)
 
 
-class Deviations:
-    """By how much steps differ from the formula: all of them together (the pace), and those of one size against the
-    others. A Kalman filter of both, in logarithms and without their covariance: a step that takes long is laid to
-    whichever is known less well, so that a slow moment does not make the present size look dear."""
+class Durations:
+    """What steps of each size take, and the pace of the machine, which is that of all sizes together. A Kalman filter
+    of both, in logarithms and without their covariance: a step that takes long is laid to whichever is known less
+    well, so that a slow moment does not make the present size look dear."""
 
     def __init__(self) -> None:
         self._pace, self._pace_variance = 0.0, UNKNOWN**2
-        self._sizes: dict[int, tuple[float, float, int]] = {}  # mean, variance, step when it was seen
+        self._sizes: dict[int, tuple[float, float, int]] = {}  # mean at a pace of 0, variance, step when it was seen
         self._num_steps = 0
 
     @property
@@ -99,20 +101,20 @@ class Deviations:
         """Seconds that pass for each second of the formula."""
         return math.exp(self._pace)
 
-    def factor(self, num_rows: int) -> float:
-        """Of a step with so many rows, the pace included."""
+    def seconds(self, num_rows: int, formula_s: float) -> float:
+        """Of a step with so many rows. formula_s: for a size that was never seen."""
         known = self._sizes.get(_size(num_rows))
-        return math.exp(self._pace + (0.0 if known is None else known[0]))
+        return math.exp(self._pace) * (formula_s if known is None else math.exp(known[0]))
 
-    def observe(self, num_rows: int, ratio: float, num_steps: int = 1) -> None:
-        """`num_steps` with so many rows took `ratio` times what the formula says."""
+    def observe(self, num_rows: int, seconds: float, formula_s: float, num_steps: int = 1) -> None:
+        """`num_steps` with so many rows took as many seconds each."""
         self._num_steps += num_steps
         size = _size(num_rows)
-        mean, variance, seen_at = self._sizes.get(size, (0.0, UNKNOWN**2, self._num_steps))
+        mean, variance, seen_at = self._sizes.get(size, (math.log(formula_s), UNKNOWN**2, self._num_steps))
         variance = min(variance + SIZE_DRIFT**2 * (self._num_steps - seen_at), UNKNOWN**2)
         pace_variance = min(self._pace_variance + num_steps * PACE_DRIFT**2, UNKNOWN**2)
         noise_variance = NOISE**2 / num_steps
-        surprise = min(max(math.log(ratio) - self._pace - mean, -MAX_SURPRISE), MAX_SURPRISE)
+        surprise = min(max(math.log(seconds) - self._pace - mean, -MAX_SURPRISE), MAX_SURPRISE)
         gain, pace_gain = (each / (variance + pace_variance + noise_variance) for each in (variance, pace_variance))
         self._sizes[size] = mean + gain * surprise, variance * (1.0 - gain), self._num_steps
         self._pace += pace_gain * surprise
@@ -135,10 +137,11 @@ class StepCost:
         self._num_experts, self._top_k = num_experts, top_k
         self._step = LinearCost(3)
         self._drafting = LinearCost(3)
-        self._deviations = Deviations()
+        self._durations = Durations()
         self._alike = _Alike()
         # Rows that a sequence runs through all its modules to draft k tokens: the new ones and those to be repaired.
         self.module_rows = [k * (k + 2) / 2 for k in range(max_drafts + 1)]
+        self._num_caught_up, self._num_dropped = LEFT_OUT_PRIOR, 0.0
 
     @property
     def is_known(self) -> bool:
@@ -160,37 +163,42 @@ class StepCost:
     ) -> None:
         """A draft pass for sequences of these lengths; num_module_rows: rows of all modules added up. is_steady: they
         had the same lengths before, so none of these rows were left over from shorter ones."""
-        self._drafting.observe(
-            (max(lengths, default=0), num_module_rows, sum(lengths)), seconds / self._deviations.pace
-        )
+        self._drafting.observe((max(lengths, default=0), num_module_rows, sum(lengths)), seconds / self._durations.pace)
         predicted = sum(self.module_rows[length] for length in lengths)
         if predicted and is_steady:
             ratio = num_module_rows / predicted
             for length in set(lengths):
                 self.module_rows[length] *= 1.0 + (1.0 - FORGETTING) * (ratio - 1.0)
 
+    def observe_left_out(self, num_caught_up: int, num_dropped: int) -> None:
+        """A sequence has ended. Of the tokens that modules had left out, these were seen later, those never."""
+        keep = 1.0 - 1.0 / LEFT_OUT_MEMORY
+        self._num_caught_up = keep * self._num_caught_up + num_caught_up
+        self._num_dropped = keep * self._num_dropped + num_dropped
+
     def step_seconds(self, num_rows: int) -> float:
-        return self._deviations.factor(num_rows) * self._formula_s(num_rows)
+        return self._durations.seconds(num_rows, self._formula_s(num_rows))
 
     def steps_seconds(self, first: int, last: int) -> FloatArray:
         """Of steps with first, first + 1, ..., last rows, [last - first + 1]."""
         num_rows = np.arange(first, last + 1, dtype=np.float64)
         base, per_row, per_expert = self._step.coefficients
         experts = distinct_experts(num_rows, self._num_experts, self._top_k)
-        formula_s = np.maximum(base + per_row * num_rows + per_expert * experts, SHORTEST)
-        return formula_s * [self._deviations.factor(rows) for rows in range(first, last + 1)]
+        formula_s = np.maximum(base + per_row * num_rows + per_expert * experts, SHORTEST).tolist()
+        return np.array([self._durations.seconds(first + idx, each) for idx, each in enumerate(formula_s)])
 
     def drafting_seconds(self, num_modules: int, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
         """Of a pass through so many modules."""
         of_module, of_row, of_draft = self._drafting.coefficients
-        return self._deviations.pace * (of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts)
+        return self._durations.pace * (of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts)
 
     def rows(self, num_tokens: FloatArray) -> FloatArray:
         """Module rows that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`, [S, 1 + K], a
         step: those of the draft pass, and those that they leave for later. A module that is left out sees these tokens
-        another day, and then runs behind all modules before it."""
+        another day, unless the sequence ends before, and then runs behind all modules before it."""
         max_drafts = len(self.module_rows) - 1
-        left_out = max_drafts * num_tokens
+        share = self._num_caught_up / max(self._num_caught_up + self._num_dropped, 1.0)
+        left_out = share * max_drafts * num_tokens
         left_out[:, max_drafts] = 0.0
         return self.module_rows + left_out
 
@@ -198,8 +206,8 @@ class StepCost:
         if not alike.num_steps:
             return
         num_rows, mean_s = alike.num_rows, alike.seconds / alike.num_steps
-        self._step.observe(self._features(num_rows), mean_s / self._deviations.pace)
-        self._deviations.observe(num_rows, max(mean_s, SHORTEST) / self._formula_s(num_rows), alike.num_steps)
+        self._step.observe(self._features(num_rows), mean_s / self._durations.pace)
+        self._durations.observe(num_rows, max(mean_s, SHORTEST), self._formula_s(num_rows), alike.num_steps)
 
     def _formula_s(self, num_rows: int) -> float:
         return max(self._step.seconds(self._features(num_rows)), SHORTEST)

@@ -1,7 +1,9 @@
 """How many tokens to draft for each sequence: the number that gives most tokens for the time they cost. Pure.
 
 Expected tokens of a sequence with k drafts are 1 + a1 + a1 a2 + ..., where aj is the chance that draft j is accepted if
-those before it were. The price is the predicted time of the draft pass and of the step that verifies.
+those before it were. The price is the predicted time of the draft pass and of the step that verifies. What counts of a
+batch is the harmonic mean of its sequences' tokens: a request is served when all its tokens are there, so seconds add
+up over requests, not tokens over steps. Serving the easy ones first would fill the batch with those that are slow.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
 TRIED_BY = 4  # longer drafts are tried by one sequence in so many, with the fewest rows to catch up
-LEARNING_STEPS = 12  # steps with as many sequences that try every length in turn, to learn what they cost
+LEARNING_STEPS = 24  # steps with as many sequences that try every length in turn, to learn what they cost
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class DraftLengths:
         self._num_choices += 1
         self._num_learnt[_doublings(limits)] += 1
         known = [length for length in last if length is not None]
-        if self._is_learning(limits) or self._num_choices % DECIDE_EVERY == 0 or len(known) < len(last):
+        if self._is_learning(limits) or len(known) < len(last):
+            return None
+        # While nobody drafts there is nothing to learn, and the choice stays what it was.
+        if self._num_choices % DECIDE_EVERY == 0 and (any(known) or not self._probes.pass_by()):
             return None
         return Choice(tuple(map(min, known, limits)), "kept")
 
@@ -85,9 +90,9 @@ class DraftLengths:
         probe = self._probes.due(sequences, outlook, best_rate, last)
         if probe is not None:
             return Choice(probe, "probe")
-        if best_rate < HYSTERESIS * last_rate:
-            return Choice(last, "kept")
-        return Choice(best, "faster")
+        # To draft nothing is the certain choice: it need not promise more.
+        is_faster = best_rate >= (HYSTERESIS if any(best) else 1.0) * last_rate
+        return Choice(best, "faster") if is_faster and best != last else Choice(last, "kept")
 
     def _is_learning(self, batch: Sized) -> bool:
         return self._num_learnt[_doublings(batch)] <= LEARNING_STEPS or not self.cost.is_known
@@ -105,6 +110,13 @@ class _Probes:
         self._wait = self._interval = PROBE_EVERY
         self._length = 0
         self._expected: float | None = None  # what the last try promised beforehand, as a share of the best choice
+
+    def pass_by(self) -> bool:
+        """Whether this decision may be left out, because no try is due and none is to be judged."""
+        if self._wait <= 1 or self._expected is not None:
+            return False
+        self._wait -= 1
+        return True
 
     def due(
         self, sequences: Sequence[Drafting], outlook: Outlook, best_rate: float, last: tuple[int, ...]
@@ -147,30 +159,30 @@ class Outlook:
     def __init__(self, sequences: Sequence[Drafting], cost: StepCost) -> None:
         self._cost = cost
         self._limits = np.array([s.limit for s in sequences])
-        rates = np.array([s.rates for s in sequences])
-        self._chances: FloatArray = np.cumprod(rates, axis=1)  # that each draft is kept
-        self.tokens = np.ones((len(sequences), 1 + self._chances.shape[1]))
-        np.cumsum(self._chances, axis=1, out=self.tokens[:, 1:])
+        chances = np.cumprod(np.array([s.rates for s in sequences]), axis=1)  # that each draft is kept
+        self.tokens = np.ones((len(sequences), 1 + chances.shape[1]))
+        np.cumsum(chances, axis=1, out=self.tokens[:, 1:])
         self.tokens[:, 1:] += 1.0
         self.module_rows = cost.rows(self.tokens)
 
     def tokens_per_second(self, lengths: Sequence[int]) -> float:
-        """What a choice promises."""
+        """What a choice promises, of all sequences."""
         chosen = np.arange(len(lengths)), np.array(lengths)
         num_drafts = sum(lengths)
         step_s = self._cost.step_seconds(len(lengths) + num_drafts)
         drafting_s = self._cost.drafting_seconds(max(lengths), float(self.module_rows[chosen].sum()), float(num_drafts))
-        return float(self.tokens[chosen].sum()) / (step_s + drafting_s)
+        return len(lengths) ** 2 / float((1.0 / self.tokens[chosen]).sum()) / (step_s + drafting_s)
 
     def best_lengths(self) -> tuple[int, ...]:
         """The lengths that maximise expected tokens per second of this batch.
 
-        For each depth: a later draft is never likelier to be kept than the one before it, so taking drafts in the
-        order of their chances fills every sequence from the front, and one pass over the batch finds the best of these
-        choices. The order leaves out that a deeper draft runs more module rows; where those are dear, another choice
-        may be faster by a per cent.
+        For each depth: a later draft never gains more than the one before it, so taking drafts in the order of their
+        gains fills every sequence from the front, and one pass over the batch finds the best of these choices. The
+        order leaves out that a deeper draft runs more module rows; where those are dear, another choice may be faster
+        by a per cent.
         """
-        numbers, sequences = self._ranked()
+        gains = -np.diff(1.0 / self.tokens, axis=1)  # of a sequence's steps for each of its tokens
+        numbers, sequences = self._ranked(gains)
         num_sequences = len(self.tokens)
         step_s = self._cost.steps_seconds(num_sequences, num_sequences + len(numbers))
         more_rows = np.diff(self.module_rows, axis=1)
@@ -178,20 +190,21 @@ class Outlook:
         for depth in range(int(self._limits.max(initial=0)) + 1):
             taken = np.flatnonzero(numbers <= depth)
             of_drafts = sequences[taken], numbers[taken] - 1
-            tokens = num_sequences + _running(self._chances[of_drafts])
+            steps_per_token = num_sequences - _running(gains[of_drafts])
             module_rows = self.module_rows[:, 0].sum() + _running(more_rows[of_drafts])
             num_drafts = np.arange(len(taken) + 1, dtype=np.float64)
-            rates = tokens / (step_s[: len(taken) + 1] + self._cost.drafting_seconds(depth, module_rows, num_drafts))
+            seconds = step_s[: len(taken) + 1] + self._cost.drafting_seconds(depth, module_rows, num_drafts)
+            rates = 1.0 / (steps_per_token * seconds)
             count = int(rates.argmax())
             if rates[count] > best_rate:
                 best_rate, best = rates[count], taken[:count]
         return tuple(np.bincount(sequences[best], minlength=num_sequences).tolist())
 
-    def _ranked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Every draft that a sequence can use: its number from 1 and its sequence, the likeliest to be kept first and
-        a sequence's in their order."""
-        sequences, columns = np.nonzero(np.arange(self._chances.shape[1]) < self._limits[:, None])
-        order = np.lexsort((sequences, columns, -self._chances[sequences, columns]))
+    def _ranked(self, gains: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every draft that a sequence can use: its number from 1 and its sequence, those that gain most first and a
+        sequence's in their order."""
+        sequences, columns = np.nonzero(np.arange(gains.shape[1]) < self._limits[:, None])
+        order = np.lexsort((sequences, columns, -gains[sequences, columns]))
         return columns[order] + 1, sequences[order]
 
 

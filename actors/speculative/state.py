@@ -35,6 +35,8 @@ class DraftState:
         self.last_length: int | None = None  # that was chosen because it pays; None: nobody has chosen yet
         self.previous_length = 0  # that was drafted in the last draft pass
         self.acceptance = request_acceptance(num_modules)
+        self.num_left_out = 0  # rows of earlier steps that some module has not seen, where this is no matter of a step
+        self.num_caught_up = 0  # such rows that it saw later
         self._tally = DraftTally()
 
     @property
@@ -70,10 +72,13 @@ class DraftState:
     def restart(self, num_rows: int) -> None:
         """The sequence now begins with `num_rows` rows that somebody else has computed, for all modules."""
         self._true_rows = [num_rows] * self.num_modules
-        self._hidden, self._num_rows, self.drafts = [], num_rows, ()
+        self._hidden, self._num_rows, self.drafts, self.num_left_out = [], num_rows, (), 0
 
     def add_rows(self, hidden: Tensor) -> None:
         """The trunk has computed these rows for good. hidden: [R, H], before the final norm; kept as it is."""
+        num_waiting = self._num_rows - self.num_settled
+        # As many wait for their drafts to be verified, whatever is drafted.
+        self.num_left_out = num_waiting if num_waiting > self.num_modules else 0
         self._hidden.append(hidden)
         self._num_rows += hidden.shape[0]
 
@@ -88,6 +93,8 @@ class DraftState:
         """The first `depth` modules have run up to row `end_row` - 1 while `num_known` tokens were known."""
         for module in range(depth):
             self._true_rows[module] = max(self._true_rows[module], min(end_row, num_known - 1 - module))
+        if depth == self.num_modules:
+            self.num_caught_up, self.num_left_out = self.num_caught_up + self.num_left_out, 0
         self._forget_settled()
 
     def accepted(self, num_accepted: int) -> None:

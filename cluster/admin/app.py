@@ -18,9 +18,11 @@ from cluster.admin.console import ConsoleRoutes, is_public
 from cluster.admin.control import ExpertControl
 from cluster.admin.origin import SameSiteMiddleware
 from cluster.admin.paths import BALANCER, EXPERTS, PIN, REBALANCE
+from cluster.api.admission import Admission
 from cluster.api.auth import AuthMiddleware, KeyFile
 from cluster.api.errors import LastResortMiddleware, install_error_handlers, request_id_of
 from cluster.api.limits import BodyLimitMiddleware, ConcurrencyMiddleware, RequestIdMiddleware
+from cluster.api.retry_after import RetryLine
 from cluster.errors import BodyTooSlow, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -66,12 +68,11 @@ def create_admin_app(control: ExpertControl, token_file: Path, host: str = DEFAU
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     AdminRoutes(control).add_to(app)
     ConsoleRoutes(control).add_to(app)
-    install_error_handlers(app, RETRY_AFTER_S)
+    admission = Admission(MAX_CONCURRENT_REQUESTS, RetryLine(RETRY_AFTER_S))
+    install_error_handlers(app, admission.retry_after_s)
     # The last added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=MAX_BODY_BYTES)
-    app.add_middleware(
-        ConcurrencyMiddleware, max_concurrent_requests=MAX_CONCURRENT_REQUESTS, retry_after_s=RETRY_AFTER_S
-    )
+    app.add_middleware(ConcurrencyMiddleware, admission=admission)
     app.add_middleware(AuthMiddleware, keys=KeyFile(token_file), is_public=is_public)
     app.add_middleware(SameSiteMiddleware, host=host)
     app.add_middleware(LastResortMiddleware)

@@ -7,6 +7,7 @@ import time
 
 from fastapi import FastAPI
 
+from cluster.api.admission import Admission
 from cluster.api.auth import AuthMiddleware, KeyFile
 from cluster.api.engine import Engine
 from cluster.api.errors import LastResortMiddleware, install_error_handlers
@@ -14,6 +15,7 @@ from cluster.api.limits import BodyLimitMiddleware, ConcurrencyMiddleware, Reque
 from cluster.api.metrics import ApiMetrics
 from cluster.api.observation import ObservationMiddleware
 from cluster.api.openai import OpenAiRoutes
+from cluster.api.retry_after import RetryLine
 from cluster.api.served_model import load_served_model
 from cluster.api.settings import ApiSettings
 from cluster.errors import NotReady
@@ -35,8 +37,9 @@ def create_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     OpenAiRoutes(settings, model, engine, created=int(time.time())).add_to(app)
     _add_operator_routes(app, settings, engine)
-    install_error_handlers(app, settings.limits.retry_after_s)
-    _add_middlewares(app, settings)
+    admission = Admission(settings.limits.max_concurrent_requests, RetryLine(settings.limits.retry_after_s))
+    install_error_handlers(app, admission.retry_after_s)
+    _add_middlewares(app, settings, admission)
     # Outside of what may refuse a request, inside of what names it.
     app.add_middleware(ObservationMiddleware, metrics=ApiMetrics(meter or SilentMeter(Owner.GATEWAY)), tracing=tracing)
     app.add_middleware(RequestIdMiddleware)
@@ -67,15 +70,10 @@ def _add_operator_routes(app: FastAPI, settings: ApiSettings, engine: Engine) ->
         return {"version": settings.version}
 
 
-def _add_middlewares(app: FastAPI, settings: ApiSettings) -> None:
+def _add_middlewares(app: FastAPI, settings: ApiSettings, admission: Admission) -> None:
     """The last added is the outermost: what nothing else handles, key, place, body."""
-    limits = settings.limits
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=limits.max_body_bytes)
-    app.add_middleware(
-        ConcurrencyMiddleware,
-        max_concurrent_requests=limits.max_concurrent_requests,
-        retry_after_s=limits.retry_after_s,
-    )
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.limits.max_body_bytes)
+    app.add_middleware(ConcurrencyMiddleware, admission=admission)
     if settings.api_keys_file is not None:
         app.add_middleware(AuthMiddleware, keys=KeyFile(settings.api_keys_file))
     app.add_middleware(LastResortMiddleware)

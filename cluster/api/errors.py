@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ from cluster.errors import (
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RETRY_AFTER_S = 2
+# status -> seconds, see `Admission.retry_after_s`
+RetryAfter = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Answer:
 _INVALID = Answer(400, "invalid_request_error", "invalid_request", "The request is not valid.")
 _BUSY = Answer(429, "rate_limit_error", "overloaded", "Too many requests are waiting; try again soon.", True)
 _UNAVAILABLE = Answer(503, "server_error", "unavailable", "The model is not available now; try again soon.", True)
-_LATE = Answer(504, "server_error", "deadline_exceeded", "The request did not finish before its deadline.")
+# Clients try it again by themselves; if it waited for room, at once would be too soon.
+_LATE = Answer(504, "server_error", "deadline_exceeded", "The request did not finish before its deadline.", True)
 _GONE = Answer(499, "invalid_request_error", "client_gone", "The client closed the connection.")
 _BUG = Answer(500, "server_error", "internal_error", "The server failed while answering this request.")
 
@@ -103,12 +105,12 @@ def error_body(error: Exception) -> dict[str, Any]:
     return {"error": {"message": message, "type": answer.type, "param": param, "code": answer.code}}
 
 
-def error_response(error: Exception, retry_after_s: int = DEFAULT_RETRY_AFTER_S) -> JSONResponse:
-    """The whole HTTP answer for a failure before the first byte."""
+def error_response(error: Exception, retry_after: RetryAfter | None = None) -> JSONResponse:
+    """The whole HTTP answer for a failure before the first byte. retry_after: None where no failure can be retried."""
     answer = answer_for(error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    if answer.can_retry:
-        headers["retry-after"] = str(retry_after_s)
+    if answer.can_retry and retry_after is not None:
+        headers["retry-after"] = str(retry_after(answer.status))
     if answer.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=answer.status, headers=headers)
@@ -123,13 +125,13 @@ def log_failure(request_id: str, error: Exception) -> None:
         logger.warning("request %s failed: %s", request_id, error)
 
 
-def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
+def install_error_handlers(app: FastAPI, retry_after: RetryAfter) -> None:
     """Routes every failure that has a line in the table through it; the rest is for `LastResortMiddleware`."""
 
     async def respond(request: Request, error: Exception) -> JSONResponse:
         observation_of(request.scope).failed(error)
         log_failure(request_id_of(request.scope), error)
-        return error_response(error, retry_after_s)
+        return error_response(error, retry_after)
 
     for kind in (ApiError, ActorError, TimeoutError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, respond)

@@ -8,6 +8,7 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.api.admission import Admission
 from cluster.api.errors import error_response
 from cluster.api.observation import observation_of
 from cluster.api.paths import PUBLIC_PATHS
@@ -76,23 +77,35 @@ class BodyLimitMiddleware:
 
 
 class ConcurrencyMiddleware:
-    """Answers 429 when as many requests as allowed are being answered. Public paths always get through."""
+    """Gives each request a seat, or answers 429 when none is free. Public paths always get through.
 
-    def __init__(self, app: ASGIApp, max_concurrent_requests: int, retry_after_s: int) -> None:
+    Whoever learns how many sequences the request asks for takes more, see `Seats.grow`.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
-        self._num_free = max_concurrent_requests
-        self._retry_after_s = retry_after_s
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
-        elif self._num_free <= 0:
-            refusal = TooManyRequests("This gateway answers as many requests as it can; try again soon.")
+            return
+        try:
+            seats = self._admission.enter()
+        except TooManyRequests as refusal:
             observation_of(scope).failed(refusal)
-            await error_response(refusal, self._retry_after_s)(scope, receive, send)
-        else:
-            self._num_free -= 1
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._num_free += 1
+            await error_response(refusal, self._admission.retry_after_s)(scope, receive, send)
+            return
+        is_answered = False
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal is_answered
+            if message["type"] == "http.response.start":
+                is_answered = message["status"] < 400
+            await send(message)
+
+        state = {**scope.get("state", {}), "seats": seats}
+        try:
+            await self._app({**scope, "state": state}, receive, send_noting_status)
+        finally:
+            seats.leave(is_answered=is_answered)

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cluster.api.admission import seats_of
 from cluster.api.bodies import AnswerHead, Bodies, ChatBodies, CompletionBodies
 from cluster.api.choice import ChoicePlan
 from cluster.api.engine import Engine
@@ -101,9 +102,11 @@ class OpenAiRoutes:
             observation.describe(lambda: prompt_attributes(body))
 
     async def _plan(self, planner: Planner[Body], body: Body, request: Request) -> list[ChoicePlan]:
-        """In a thread: a long prompt takes long to tokenise, and other streams must go on."""
+        """In a thread: a long prompt takes long to tokenise, and other streams must go on. Raises TooManyRequests if
+        there is no room for all the sequences."""
         request_id = request_id_of(request.scope)
         plans = await asyncio.to_thread(planner, body, self.model, self.settings.limits, request_id)
+        seats_of(request.scope).grow(len(plans))
         return _traced(plans, observation_of(request.scope))
 
     def _answer(self, body: SamplingBody, plans: list[ChoicePlan], bodies: Bodies, request: Request) -> Response:

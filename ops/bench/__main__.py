@@ -37,6 +37,8 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "dispatch-plan": ("ops.bench.dispatch_plan",),
     "placement": ("ops.bench.placement",),
     "rebalance": ("ops.bench.rebalance",),
+    "telemetry": ("ops.bench.telemetry",),
+    "scaling": ("ops.bench.scaling", "--figure", "ops/bench/figures/scaling.svg"),
     "load": ("ops.bench.load", "--rates", "0.5", "1", "2", "4", "--figure", "ops/bench/figures/load.png"),
     "forecast": ("ops.bench.forecast",),
     "autoscaling": ("ops.bench.autoscaling",),

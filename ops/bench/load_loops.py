@@ -60,11 +60,15 @@ async def open_loop(ask: Ask, arrivals: Sequence[float], began_at: float, on_end
             group.create_task(one(arrival))
 
 
-async def closed_loop(ask: Ask, num_streams: int, seconds: float, began_at: float, on_end: OnEnd) -> None:
-    """Each stream asks one question after the other for so long. One that is sent away comes back when it was told."""
+async def closed_loop(
+    ask: Ask, num_streams: int, seconds: float, began_at: float, on_end: OnEnd, done: asyncio.Event | None = None
+) -> None:
+    """Each stream asks one question after the other for so long, or until `done` is set. One that is sent away comes
+    back when it was told."""
+    done = done or asyncio.Event()
 
     async def stream() -> None:
-        while (elapsed := time.monotonic() - began_at) < seconds:
+        while (elapsed := time.monotonic() - began_at) < seconds and not done.is_set():
             answer = await ask(elapsed)
             on_end(Asked(began_at + elapsed, answer))
             if answer.error is not None:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -94,8 +94,11 @@ def served(
     *,
     ports: tuple[int, int] = (PORT, ADMIN_PORT),
     is_deterministic: bool = True,
+    sections: Mapping[str, object] | None = None,
+    on_start: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[str, httpx.Client]]:
-    """A cluster of our own: yields its URL and a client of its admin route. ports: of the gateway and of that route."""
+    """A cluster of our own: yields its URL and a client of its admin route. ports: of the gateway and of that route.
+    sections: more of its configuration. on_start: told the process that its others descend from."""
     port, admin_port = ports
     token = folder / "admin.token"
     token.write_text(secrets.token_urlsafe(32) + "\n")
@@ -108,12 +111,14 @@ def served(
         "experts": {"num_redundant_slots": slots},
         "balancing": {"mode": mode, "interval_s": 20, "half_life_s": 15, "horizon_s": 60},
         "ray": {"app_name": f"bench-{mode}"},
+        **(sections or {}),
     }
     config = folder / f"{mode}.yaml"
     config.write_text(yaml.safe_dump(fields))
     server = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "serve", "--config", str(config)], stdout=sys.stderr
     )
+    on_start(server.pid)
     url, key = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {token.read_text().strip()}"}
     try:
         wait_ready(url, server)

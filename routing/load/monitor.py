@@ -18,7 +18,7 @@ from torch import Tensor
 
 from routing.load.sample import BUCKET_EDGES, MEASURES, NUM_BUCKETS, LoadSample
 
-MAX_GROUP_STEPS, MAX_GROUP_TOKENS = 16, 1024  # counted together: so long their gate outputs are kept
+MAX_GROUP_STEPS, MAX_GROUP_TOKENS = 32, 1024  # counted together: so long their gate outputs are kept
 MARGIN_TOKENS = 4096  # over which a layer's mean margin is remembered
 CONTESTED_SHARE = 0.5  # of a last choice, that counts for the runner-up when the margin is 0: it might go either way
 

@@ -43,7 +43,15 @@ EVERYTHING = {
     "ingress": {"enabled": True, "className": "nginx", "host": "llm.example.com", "tlsSecret": "llm-tls"},
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["llm.example.com"]},
     "nodeWatch": {"enabled": True, "nodes": True},
-    "monitoring": {"scrape": "PodMonitor", "alerts": True, "dashboards": True, "labels": {"release": "prometheus"}},
+    "monitoring": {
+        "scrape": "PodMonitor",
+        "alerts": True,
+        "dashboards": True,
+        "labels": {"release": "prometheus"},
+        "runbookBaseUrl": "https://wiki.example.com/step35",
+        "collector": {"existingSecret": "collector"},
+        "telemetry": {"metrics": {"expert_matrix": True}, "tracing": {"endpoint": "https://otlp.example.com"}},
+    },
     "ray": {
         "auth": {"existingSecret": "ray-token"},
         "gcsFaultTolerance": {"enabled": True, "redisAddress": "redis:6379", "existingSecret": "redis"},
@@ -63,7 +71,10 @@ EVERYTHING = {
             },
         }
     },
-    "networkPolicy": {"extraEgress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}]},
+    "networkPolicy": {
+        "extraEgress": [{"ports": [{"port": 6379, "protocol": "TCP"}]}],
+        "collector": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+    },
     "gateway": {"service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}}},
     "attention": {
         "priorityClassName": "serving",

@@ -1,25 +1,31 @@
 """A Ray cluster on this machine with the nodes that the chart's pods would be, and the chart's applications on it.
 
 `python -m tests.chart.local_ray FOLDER API DASHBOARD RANKS` deploys FOLDER/serve.yaml with Ray's own command, waits for
-/ready, and runs the script of `helm test`. A process of its own, because Ray's nodes must end with it.
+/ready, runs the script of `helm test`, and asks the ports of FOLDER/cluster.yaml for metrics. A process of its own,
+because Ray's nodes must end with it.
 """
 
 from __future__ import annotations
 
 import http.client
+import re
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+from cluster.config import load_config
+from ops.telemetry.exporter import ExporterConfig
 from tests.chart.helm import CHART
 
 STORE_BYTES = 80 * 2**20
 LOOK_PERIOD_S = 1.0
+ROLE = re.compile(r'^step35_telemetry_scrapes_total\{.*role="(\w+)"', re.MULTILINE)
 
 
 def main(folder: Path, api: str, dashboard: str, num_experts: int) -> int:
@@ -38,10 +44,24 @@ def main(folder: Path, api: str, dashboard: str, num_experts: int) -> int:
         if deployed.returncode:
             return deployed.returncode
         wait_ready(f"{api}/ready", time.monotonic() + 150)
-        return subprocess.run([sys.executable, CHART / "files" / "check_api.py", api]).returncode
+        checked = subprocess.run([sys.executable, CHART / "files" / "check_api.py", api])
+        roles = sorted(scraped(load_config(folder / "cluster.yaml").telemetry.metrics))
+        sys.stdout.write(f"ok: scraped {', '.join(roles)}\n")
+        sys.stdout.flush()
+        return checked.returncode
     finally:
         subprocess.run([binaries / "serve", "status", "-a", dashboard])
         cluster.shutdown()
+
+
+def scraped(metrics: ExporterConfig) -> Iterator[str]:
+    """The role of each process that answers as Prometheus would ask it."""
+    for port in range(metrics.port, metrics.port + metrics.num_ports):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                yield from ROLE.findall(answer.read().decode())
+        except OSError:
+            continue  # a port that no process has taken
 
 
 def wait_ready(url: str, deadline: float) -> None:

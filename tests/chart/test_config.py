@@ -39,6 +39,34 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"nodeWatch": {"enabled": True}, "kubernetes": {"topology_labels": ["rack"]}},
         {"kubernetes": {"enabled": "auto", "nodes": False, "topology_labels": ["rack"]}},
     ),
+    "scrapes": (
+        {"monitoring": {"telemetry": {"metrics": {"port": 9500, "num_ports": 5, "expert_matrix": True}}}},
+        {"telemetry": {"metrics": {"host": "0.0.0.0", "port": 9500, "num_ports": 5, "expert_matrix": True}}},
+    ),
+    "traces": (
+        {
+            "monitoring": {
+                "telemetry": {"tracing": {"endpoint": "http://c:4318", "sample_ratio": 0.5, "max_queue_spans": 512}},
+                "collector": {"existingSecret": "collector"},
+            }
+        },
+        {
+            "telemetry": {
+                "tracing": {
+                    "endpoint": "http://c:4318",
+                    "sample_ratio": 0.5,
+                    "max_queue_spans": 512,
+                    "capture_content": False,
+                    "headers_file": "/etc/step35/collector/headers",
+                }
+            }
+        },
+    ),
+    "no traces": ({}, {"telemetry": {"tracing": {"endpoint": None, "headers_file": None}, "logs": {"format": "json"}}}),
+    "plain logs": (
+        {"monitoring": {"telemetry": {"logs": {"format": "text"}}}},
+        {"telemetry": {"logs": {"format": "text"}}},
+    ),
 }
 
 
@@ -84,6 +112,17 @@ def test_serve_accepts_its_configuration(profiles: dict[str, Rendered], profile:
         parameter.annotation.model_validate(application.args)
     assert schema.http_options.port == config.gateway.port
     assert schema.http_options.request_timeout_s is None, "the API has deadlines of its own"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("json", "JSON"), ("text", "TEXT")])
+def test_serves_own_logs_look_like_ours(helm: Helm, given: str, expected: str) -> None:
+    """Ray Serve has words of its own for them, which its schema knows."""
+    from ray.serve.schema import ServeDeploySchema
+
+    made = helm.template({"monitoring": {"telemetry": {"logs": {"format": given}}}})
+    logging_config = ServeDeploySchema.model_validate(made.serve_config).logging_config
+    assert logging_config is not None
+    assert logging_config.encoding == expected
 
 
 def test_serve_reads_the_file_that_is_mounted(demo: Rendered) -> None:

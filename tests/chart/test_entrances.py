@@ -83,6 +83,9 @@ def test_notes_name_the_next_commands(helm: Helm) -> None:
     warned = helm.template(bare, notes=True).text.split("NOTES:")[1]
     assert warned.count("WARNING") == 2
     assert "authorization: Bearer" not in warned
+    tracing = {"endpoint": "http://c:4318", "capture_content": True}
+    told = helm.template({"monitoring": {"telemetry": {"tracing": tracing}}}, notes=True).text.split("NOTES:")[1]
+    assert "prompts and answers go to http://c:4318" in told
 
 
 def test_the_helm_test_asks_the_service_with_the_key(demo: Rendered, helm: Helm) -> None:

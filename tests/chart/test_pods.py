@@ -11,7 +11,7 @@ from tests.chart.conftest import PROFILES
 from tests.chart.helm import Helm, Rendered
 
 TIERS = ("head", "attention", "experts")
-NODE_ONLY = {"weights", "config", "api-keys", "admin", "drain"}  # nobody writes there
+NODE_ONLY = {"weights", "config", "api-keys", "admin", "collector", "drain"}  # nobody writes there
 
 
 def containers(rendered: Rendered, tier: str) -> list[dict[str, Any]]:
@@ -80,6 +80,21 @@ def test_secrets_go_only_where_they_are_read(demo: Rendered) -> None:
     assert all("subPath" not in mount for mount in mounts), "a file mounted by itself never changes"
     token = next(v for v in demo.template("head")["spec"]["volumes"] if v["name"] == "admin")["secret"]
     assert str(config.admin.token_file) == f"/etc/step35/admin/{token['items'][0]['path']}"
+
+
+def test_headers_for_the_collector_go_only_where_spans_come_from(everything: Rendered, demo: Rendered) -> None:
+    """To attention pods, with the gateways, from a Secret, under the name in the ClusterConfig; not into an
+    environment, which every child and every `kubectl describe` of a debugger's copy would show."""
+    mounted = {tier: {mount["name"] for mount in everything.container(tier)["volumeMounts"]} for tier in TIERS}
+    assert [tier for tier in TIERS if "collector" in mounted[tier]] == ["attention"]
+    volumes = {volume["name"]: volume for volume in everything.template("attention")["spec"]["volumes"]}
+    secret = volumes["collector"]["secret"]
+    assert (secret["secretName"], secret["items"]) == ("collector", [{"key": "headers", "path": "headers"}])
+    (mount,) = [found for found in everything.container("attention")["volumeMounts"] if found["name"] == "collector"]
+    config = ClusterConfig.model_validate(everything.config)
+    assert str(config.telemetry.tracing.headers_file) == f"{mount['mountPath']}/{secret['items'][0]['path']}"
+    names = {volume["name"] for tier in TIERS for volume in demo.template(tier)["spec"]["volumes"]}
+    assert "collector" not in names
 
 
 def test_what_is_only_read_is_mounted_so(everything: Rendered) -> None:

@@ -64,6 +64,54 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("no host", {"ingress": {"enabled": True}}, "ingress.host"),
     ("no gateway", {"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
     ("nodes alone", {"nodeWatch": {"nodes": True}}, "nodeWatch.nodes"),
+    ("another way to scrape", {"monitoring": {"scrape": "yes"}}, "/monitoring/scrape"),
+    ("a typing error in telemetry", {"monitoring": {"telemetry": {"tracing": {"sampling": 1}}}}, "sampling"),
+    ("who listens", {"monitoring": {"telemetry": {"metrics": {"host": "127.0.0.1"}}}}, "host"),
+    ("headers by path", {"monitoring": {"telemetry": {"tracing": {"headers_file": "/etc/passwd"}}}}, "headers_file"),
+    (
+        "a token in an address",
+        {"monitoring": {"telemetry": {"tracing": {"endpoint": "https://me:word@collector"}}}},
+        "/monitoring/telemetry/tracing/endpoint",
+    ),
+    (
+        "more than all requests",
+        {"monitoring": {"telemetry": {"tracing": {"sample_ratio": 2}}}},
+        "/monitoring/telemetry/tracing/sample_ratio",
+    ),
+    (
+        "another kind of log",
+        {"monitoring": {"telemetry": {"logs": {"format": "xml"}}}},
+        "/monitoring/telemetry/logs/format",
+    ),
+    ("headers in the values", {"monitoring": {"collector": {"headers": "authorization: x"}}}, "headers"),
+    ("runbooks in a folder", {"monitoring": {"runbookBaseUrl": "ops/runbooks"}}, "/monitoring/runbookBaseUrl"),
+    (
+        "a matrix each second",
+        {"monitoring": {"expertMatrixIntervalSeconds": 1}},
+        "/monitoring/expertMatrixIntervalSeconds",
+    ),
+    (
+        "a Secret for nobody",
+        {"monitoring": {"collector": {"existingSecret": "headers"}}},
+        "monitoring.telemetry.tracing.endpoint",
+    ),
+    (
+        "ports that nobody knows",
+        {"monitoring": {"telemetry": {"metrics": {"port": 0}}}},
+        "monitoring.telemetry.metrics.port",
+    ),
+    (
+        "ports that there are not",
+        {"monitoring": {"telemetry": {"metrics": {"port": 65530}}}},
+        "monitoring.telemetry.metrics.port: 65530",
+    ),
+    ("the API's port", {"gateway": {"port": 9465}}, "9464 to 9471 include gateway.port 9465"),
+    (
+        "Ray's port",
+        {"monitoring": {"telemetry": {"metrics": {"port": 8073}}}},
+        "8073 to 8080 include Ray's metrics 8080",
+    ),
+    ("more gateways than ports", {"gateway": {"replicas": 7}}, "monitoring.telemetry.metrics.num_ports: 8"),
 ]
 
 

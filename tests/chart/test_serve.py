@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +12,21 @@ import pytest
 import yaml
 
 from tests.chart.helm import ROOT, Helm
+from tests.chart.ports import free_ports, free_range
 
 KEY = "a-key"
 TIMEOUT_S = 280
 
 
-def free_ports(count: int) -> list[int]:
-    """All at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for made in sockets:
-        made.bind(("127.0.0.1", 0))
-    ports = [made.getsockname()[1] for made in sockets]
-    for made in sockets:
-        made.close()
-    return ports
-
-
 @pytest.mark.timeout(TIMEOUT_S + 20)  # four Ray nodes on two cores take most of it
 def test_the_demos_serve_config_runs_as_it_is(helm: Helm, tmp_path: Path) -> None:
     """Only folders differ: what pods have below /etc and /opt is elsewhere here. Nodes carry the chart's labels, the
-    processes its environment; Ray's own command deploys, the chart's own script asks."""
+    processes its environment; Ray's own command deploys, the chart's own script asks, and every process answers scrapes
+    in the range of ports that the ClusterConfig says."""
     api, admin, dashboard = free_ports(3)
-    rendered = helm.template({"gateway": {"port": api}, "admin": {"port": admin}})
+    metrics = {"port": free_range(8)}
+    values = {"gateway": {"port": api}, "admin": {"port": admin}, "monitoring": {"telemetry": {"metrics": metrics}}}
+    rendered = helm.template(values)
 
     def moved(text: str) -> str:
         return text.replace("/etc/step35", str(tmp_path)).replace("/opt/step35/nano", str(ROOT / "ops/nano/checkpoint"))
@@ -71,6 +63,7 @@ def test_the_demos_serve_config_runs_as_it_is(helm: Helm, tmp_path: Path) -> Non
         "ok: ready",
         "ok: 401 without a key",
         "ok: a streamed completion",
+        "ok: scraped attention, coordinator, expert, expert, gateway",
     ]
 
 

@@ -16,6 +16,7 @@ LIGHT = {
     "spares": {"experts": {"spares": 2}},
     "clients": {"networkPolicy": {"clients": []}},
     "budget": {"experts": {"disruptionBudget": {"minAvailable": 1}}},
+    "monitoring": {"monitoring": {"scrape": "PodMonitor", "intervalSeconds": 10, "alerts": True, "dashboards": True}},
 }
 HEAVY = {
     "engine": {"attention": {"engine": {"max_running": 8}}},
@@ -27,6 +28,8 @@ HEAVY = {
     "model name": {"model": {"name": "other"}},
     "image": {"image": {"tag": "0.1.1"}},
     "keys": {"apiKeys": {"enabled": False}},
+    "scraped ports": {"monitoring": {"telemetry": {"metrics": {"port": 9500}}}},
+    "traces": {"monitoring": {"telemetry": {"tracing": {"endpoint": "http://c:4318"}}}},
 }
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +20,21 @@ from cluster.api.settings import ApiLimits
 from cluster.balancing import BalancingConfig
 from cluster.config import ClusterConfig
 from cluster.kube.settings import KubernetesConfig
+from cluster.telemetry import TelemetryConfig
 
 CHART = Path(__file__).parents[2] / "helm" / "step35-cluster"
 README, SCHEMA, VALUES, HEADER = (
     CHART / name for name in ("README.md", "values.schema.json", "values.yaml", "ABOUT.md")
 )
 
-# ClusterConfig's sections that values hold under their own names, without what the chart sets itself.
+# ClusterConfig's sections that values hold under their own names, without what the chart sets itself: paths of fields.
 SECTIONS: dict[str, tuple[type[BaseModel], frozenset[str]]] = {
     "attentionEngine": (AttentionConfig, frozenset({"device", "deterministic"})),
     "expertEngine": (ExpertConfig, frozenset({"device", "deterministic"})),
     "apiLimits": (ApiLimits, frozenset()),
     "balancing": (BalancingConfig, frozenset()),
     "kubernetes": (KubernetesConfig, frozenset({"enabled", "nodes"})),
+    "telemetry": (TelemetryConfig, frozenset({"metrics.host", "tracing.headers_file"})),
     "control": (ClusterConfig.model_fields["control"].annotation, frozenset({"drain_timeout_s"})),  # type: ignore[dict-item]
 }
 MARKER = "<!-- values -->"
@@ -81,9 +84,11 @@ def section(name: str) -> dict[str, Any]:
     model, left_out = SECTIONS[name]
     made = model.model_json_schema()
     inner = made.pop("$defs", {})
-    made["properties"] = {key: value for key, value in made["properties"].items() if key not in left_out}
     made.pop("required", None)
     resolved = resolve(made, inner)
+    for path in left_out:
+        *parents, last = path.split(".")
+        del reduce(lambda node, name: node["properties"][name], parents, resolved)["properties"][last]
     return {"type": "object", "additionalProperties": False, "properties": resolved["properties"]}
 
 

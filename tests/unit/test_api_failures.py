@@ -31,7 +31,7 @@ ENGINE_FAILURES: list[tuple[Step, int, bool]] = [
     (EngineOverloaded("engine's words"), 429, True),
     (ExpertsUnavailable("engine's words"), 503, True),
     (RuntimeError("engine's words"), 500, False),
-    (TokenEvent("", finish_reason=FinishReason.ABORT), 504, False),
+    (TokenEvent("", finish_reason=FinishReason.ABORT), 504, True),
     (
         TokenEvent("", finish_reason=FinishReason.ERROR, error=RequestError(ErrorKind.UNAVAILABLE, "Try again.")),
         503,
@@ -104,6 +104,7 @@ async def test_a_silent_engine_meets_the_deadline(folder: Path, monkeypatch: pyt
         whole = await client.post(CHAT, json=chat())
         streamed = await client.post(CHAT, json=chat(stream=True))
     assert (whole.status_code, streamed.status_code) == (504, 504)
+    assert {"retry-after"} <= set(whole.headers) & set(streamed.headers)
     assert len(engine.aborted) == 2
 
 
@@ -112,4 +113,4 @@ def test_the_table_is_complete() -> None:
     failures = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ApiError)]
     assert set(failures) - {errors.ApiError, errors.GenerationFailed} <= set(ANSWERS)
     assert set(ErrorKind) <= set(ANSWERS)
-    assert all(answer.can_retry == (answer.status in (429, 503)) for answer in ANSWERS.values())
+    assert all(answer.can_retry == (answer.status in (429, 503, 504)) for answer in ANSWERS.values())

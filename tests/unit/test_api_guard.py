@@ -253,7 +253,7 @@ async def test_too_many_requests(folder: Path, model: ServedModel) -> None:
         release.set()
         answered = [(await task).status_code for task in running]
         again = await client.post(COMPLETIONS, json=BODY)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "3")
+    assert (refused.status_code, refused.headers["retry-after"]) in ((429, "3"), (429, "4"))
     assert (healthy.status_code, answered, again.status_code) == (200, [200, 200], 200)
 
 

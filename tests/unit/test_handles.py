@@ -27,17 +27,29 @@ class Response:
     def __init__(self, error: Exception | None) -> None:
         self._error = error
         self.is_cancelled = False
+        self.was_asked = asyncio.Event()
 
     def __await__(self) -> Any:
         return self._answer().__await__()
 
     async def _answer(self) -> None:
+        self.was_asked.set()
         if self._error is not None:
             raise self._error
         await asyncio.Event().wait()
 
     def cancel(self) -> None:
         self.is_cancelled = True
+
+
+class Answered(Response):
+    """One that answers None."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    async def _answer(self) -> None:
+        return
 
 
 class Handle:
@@ -54,6 +66,17 @@ class Handle:
 
     def remote(self, *_args: object, **_kwargs: object) -> object:
         return self._response
+
+
+class RefusingHandle(Handle):
+    """One whose calls fail before there is a response."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(None)
+        self._error = error
+
+    def remote(self, *_args: object, **_kwargs: object) -> object:
+        raise self._error
 
 
 class Watched:
@@ -135,6 +158,46 @@ async def test_a_full_queue_of_serve_is_an_overload() -> None:
     events = [event async for event in remote.generate(request)]
     assert [event.error.kind for event in events if event.error is not None] == [ErrorKind.OVERLOADED]
     assert refused.is_cancelled
+
+
+def raised_by_the_call() -> list[tuple[Exception, ErrorKind]]:
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, RayServeException
+
+    return [
+        (BackPressureError(num_queued_requests=9, max_queued_requests=9), ErrorKind.OVERLOADED),
+        (RayServeException("Serve has been shut down"), ErrorKind.UNAVAILABLE),
+        (RayActorError(), ErrorKind.UNAVAILABLE),
+    ]
+
+
+@pytest.mark.parametrize(("error", "kind"), raised_by_the_call())
+async def test_a_call_that_fails_at_once_is_told_as_one_that_fails_later(error: Exception, kind: ErrorKind) -> None:
+    """Whether Serve refuses when it is asked or when it answers is its own business."""
+    from cluster.handles import RemoteCoordinator, RemoteEngine
+
+    remote = RemoteEngine(RefusingHandle(error), Watched(SERVING), max_silence_s=20)  # type: ignore[arg-type]
+    request = GenerateRequest("r1", (1, 2), SamplingSpec(max_tokens=3))
+    events = [event async for event in remote.generate(request)]
+    assert [event.error.kind for event in events if event.error is not None] == [kind]
+    with pytest.raises(CoordinatorUnavailable):
+        await RemoteCoordinator(RefusingHandle(error), 0.01).leave("a0")  # type: ignore[arg-type]
+
+
+async def test_a_call_that_is_answered_is_not_cancelled() -> None:
+    """And one whose caller gives up is."""
+    from cluster.handles import RemoteCoordinator
+
+    answered = Answered()
+    assert await RemoteCoordinator(Handle(answered), 5.0).gateway_load() is None  # type: ignore[arg-type]
+    assert not answered.is_cancelled
+    hanging = Response(None)
+    asking = asyncio.create_task(RemoteCoordinator(Handle(hanging), 5.0).leave("a0"))  # type: ignore[arg-type]
+    await hanging.was_asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert hanging.is_cancelled
 
 
 async def test_an_old_view_is_believed_for_a_while() -> None:

@@ -92,6 +92,31 @@ upscale_delay_s: {{ $v.upscaleDelaySeconds }}
 downscale_delay_s: {{ $v.downscaleDelaySeconds }}
 {{- end -}}
 
+{{/* A TelemetryConfig (cluster/telemetry.py): the values', and where this pod listens and finds the Secret. */}}
+{{- define "step35.telemetry" -}}
+{{- $telemetry := deepCopy .Values.monitoring.telemetry -}}
+{{- $_ := set $telemetry.metrics "host" "0.0.0.0" -}}
+{{- if .Values.monitoring.collector.existingSecret -}}
+{{- $_ := set $telemetry.tracing "headers_file" "/etc/step35/collector/headers" -}}
+{{- end -}}
+{{- toYaml $telemetry -}}
+{{- end -}}
+
+{{/* How many ports the processes of a tier's pod may take. An expert has its pod to itself, because it takes the one CPU
+of Ray's; a coordinator may start while the one before it ends; an attention pod may hold all gateways besides. */}}
+{{- define "step35.telemetryPorts" -}}
+{{- $metrics := .root.Values.monitoring.telemetry.metrics -}}
+{{- if not $metrics.enabled -}}0
+{{- else -}}{{- get (dict "experts" 1 "head" 2 "attention" ($metrics.num_ports | int64)) .tier -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Port of the address of the collector of traces. */}}
+{{- define "step35.collectorPort" -}}
+{{- $url := urlParse .Values.monitoring.telemetry.tracing.endpoint -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+
 {{/* Exactly a ClusterConfig (cluster/config.py); tests load it into one. */}}
 {{- define "step35.clusterConfig" -}}
 {{- $v := .Values -}}
@@ -156,6 +181,8 @@ kubernetes:
   {{- with $v.kubernetes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+telemetry:
+  {{- include "step35.telemetry" . | nindent 2 }}
 log_level: {{ $v.logLevel }}
 {{- end -}}
 
@@ -179,6 +206,7 @@ http_options:
   request_timeout_s: null
 logging_config:
   log_level: {{ $v.logLevel | upper }}
+  encoding: {{ $v.monitoring.telemetry.logs.format | upper }}
   enable_access_log: false
 applications:
   - name: step35

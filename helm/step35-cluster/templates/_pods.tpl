@@ -48,6 +48,14 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{/* Where processes answer Prometheus, one name for each port: monitors go by names. */}}
+{{- define "step35.pod.telemetryPorts" -}}
+{{- $first := .root.Values.monitoring.telemetry.metrics.port | int64 -}}
+{{- range $number := until (include "step35.telemetryPorts" . | int) }}
+- {name: telemetry-{{ $number }}, containerPort: {{ add $first $number }}}
+{{- end }}
+{{- end -}}
+
 {{- define "step35.pod.mounts" -}}
 {{- $v := .root.Values -}}
 - {name: config, mountPath: /etc/step35/cluster.yaml, subPath: cluster.yaml, readOnly: true}
@@ -62,6 +70,9 @@ capabilities:
 {{- end }}
 {{- if and $v.admin.enabled (eq .tier "head") }}
 - {name: admin, mountPath: /etc/step35/admin, readOnly: true}
+{{- end }}
+{{- if and $v.monitoring.collector.existingSecret (eq .tier "attention") }}
+- {name: collector, mountPath: /etc/step35/collector, readOnly: true}
 {{- end }}
 {{- end -}}
 
@@ -92,6 +103,13 @@ capabilities:
     secretName: {{ $v.admin.existingSecret }}
     defaultMode: 0440
     items: [{key: token, path: token}]
+{{- end }}
+{{- if and $v.monitoring.collector.existingSecret (eq .tier "attention") }}
+- name: collector
+  secret:
+    secretName: {{ $v.monitoring.collector.existingSecret }}
+    defaultMode: 0440
+    items: [{key: {{ $v.monitoring.collector.secretKey }}, path: headers}]
 {{- end }}
 {{- if and (eq $v.model.weights.source "download") }}
 - name: checksums
@@ -260,6 +278,9 @@ template:
         ports:
           - {name: serve, containerPort: {{ $v.gateway.port }}}
           - {name: metrics, containerPort: 8080}
+          {{- with include "step35.pod.telemetryPorts" . | trim }}
+          {{- . | nindent 10 }}
+          {{- end }}
         {{- $devices := dict }}
         {{- if .values.gpus }}{{ $_ := set $devices .values.gpuResource (.values.gpus | toString) }}{{ end }}
         {{- if $v.rdma.enabled }}{{ $_ := set $devices $v.rdma.resource ($v.rdma.count | toString) }}{{ end }}

@@ -70,4 +70,33 @@
 {{- if and $v.nodeWatch.nodes (not $v.nodeWatch.enabled) -}}
 {{- fail "nodeWatch.nodes: needs nodeWatch.enabled" -}}
 {{- end -}}
+{{- include "step35.validateTelemetry" . -}}
+{{- end -}}
+
+{{- define "step35.validateTelemetry" -}}
+{{- $v := .Values -}}
+{{- $metrics := $v.monitoring.telemetry.metrics -}}
+{{- if $metrics.enabled -}}
+{{- $first := $metrics.port | int64 -}}
+{{- $last := sub (add $first ($metrics.num_ports | int64)) 1 -}}
+{{- if lt $first 1 -}}
+{{- fail "monitoring.telemetry.metrics.port: 0 lets each process choose one, which no monitor could know" -}}
+{{- end -}}
+{{- if gt $last 65535 -}}
+{{- fail (printf "monitoring.telemetry.metrics.port: %d and num_ports %v end beyond 65535" $first $metrics.num_ports) -}}
+{{- end -}}
+{{- /* Ours, and those that Ray has in every cluster (_pods.tpl, rayservice.yaml). */ -}}
+{{- $taken := dict "gateway.port" $v.gateway.port "admin.port" $v.admin.port "Ray's" 6379 "Ray's dashboard" 8265 "Ray's metrics" 8080 "Ray's agent" 52365 "the autoscaler's metrics" 44217 "the dashboard's metrics" 44227 -}}
+{{- range $whose, $port := $taken -}}
+{{- if and (ge ($port | int64) $first) (le ($port | int64) $last) -}}
+{{- fail (printf "monitoring.telemetry.metrics.port: %d to %d include %s %d" $first $last $whose ($port | int64)) -}}
+{{- end -}}
+{{- end -}}
+{{- if lt ($metrics.num_ports | int64) (add ($v.gateway.replicas | int64) 2) -}}
+{{- fail (printf "monitoring.telemetry.metrics.num_ports: %v is too few for gateway.replicas %v: one attention pod may hold all of them, an attention actor, and one that is being replaced" $metrics.num_ports $v.gateway.replicas) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.monitoring.collector.existingSecret (not $v.monitoring.telemetry.tracing.endpoint) -}}
+{{- fail "monitoring.telemetry.tracing.endpoint: needed by monitoring.collector.existingSecret" -}}
+{{- end -}}
 {{- end -}}

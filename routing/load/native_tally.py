@@ -1,0 +1,26 @@
+"""`CallTally` in C++: same arguments, same sums."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from routing import _tally
+from routing.load.expert_sample import ExpertSample
+from routing.load.tally import COUNTED
+
+
+class NativeTally:
+    """See `routing.load.tally.CallTally`. Python's own lock keeps `add` and `take` apart."""
+
+    def __init__(self, num_moe_layers: int, slots_per_rank: int) -> None:
+        self._tally = _tally.CallTally(num_moe_layers, slots_per_rank)
+
+    def add(self, moe_layer_idx: int, pair_slot: Tensor, num_rows: int, seconds: float) -> None:
+        is_readable = pair_slot.dtype is torch.int32 and pair_slot.is_contiguous() and pair_slot.is_cpu
+        assert is_readable, "see CallTally"
+        self._tally.add(moe_layer_idx, pair_slot.data_ptr(), pair_slot.numel(), num_rows, seconds)
+
+    def take(self, sample: ExpertSample) -> None:
+        num_calls, rows, distinct, pairs, seconds, cost = (getattr(sample, name).ctypes.data for name in COUNTED)
+        self._tally.take((num_calls, rows, distinct, pairs, seconds, cost))
