@@ -5,7 +5,6 @@ Knows nothing of what is tested. The tier of a test is the first folder below `t
 
 from __future__ import annotations
 
-import os
 import random
 import zlib
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from cluster.config import export_environment
 
 TESTS = Path(__file__).parent
 FAST_TIERS = ("unit", "contract")
@@ -30,7 +31,7 @@ def pytest_configure() -> None:
     """Two cores are shared by many processes: more threads only make timings and bits wander. And what a process of a
     cluster gets from its environment: no long wait for a name server that is silent."""
     torch.set_num_threads(1)
-    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
+    export_environment({"RES_OPTIONS": "timeout:1 attempts:2"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

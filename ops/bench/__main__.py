@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Sequence[str]] = {
     "placement": ("ops.bench.placement",),
     "rebalance": ("ops.bench.rebalance",),
     "telemetry": ("ops.bench.telemetry",),
+    "console": ("ops.console.cost",),
     "scaling": ("ops.bench.scaling", "--figure", "ops/bench/figures/scaling.svg"),
     "load": ("ops.bench.load", "--rates", "0.5", "1", "2", "4", "--figure", "ops/bench/figures/load.png"),
     "forecast": ("ops.bench.forecast",),

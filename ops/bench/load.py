@@ -233,7 +233,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 @contextlib.contextmanager
 def _own_cluster() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        with served(Path(folder), "auto", SLOTS, ports=PORTS, is_deterministic=False) as (url, _):
+        with served(Path(folder), "auto", SLOTS, ports=PORTS, sections={"deterministic": False}) as (url, _):
             yield url
 
 

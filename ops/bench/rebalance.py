@@ -93,19 +93,18 @@ def served(
     slots: int,
     *,
     ports: tuple[int, int] = (PORT, ADMIN_PORT),
-    is_deterministic: bool = True,
     sections: Mapping[str, object] | None = None,
     on_start: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[str, httpx.Client]]:
     """A cluster of our own: yields its URL and a client of its admin route. ports: of the gateway and of that route.
-    sections: more of its configuration. on_start: told the process that its others descend from."""
+    sections: of its configuration, in place of these. on_start: told the process that its others descend from."""
     port, admin_port = ports
     token = folder / "admin.token"
     token.write_text(secrets.token_urlsafe(32) + "\n")
     token.chmod(0o600)
     fields = {
         "checkpoint": str(CHECKPOINT),
-        "deterministic": is_deterministic,
+        "deterministic": True,
         "gateway": {"port": port},
         "admin": {"port": admin_port, "token_file": str(token)},
         "experts": {"num_redundant_slots": slots},

@@ -128,11 +128,13 @@ def both_clusters() -> Iterator[dict[str, Cluster]]:
         for name, ports in PORTS.items():
             pids: list[int] = []
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            sections = {"telemetry": telemetry_of(name, collector_url), "ray": {"app_name": f"bench-telemetry-{name}"}}
+            sections = {
+                "deterministic": False,
+                "telemetry": telemetry_of(name, collector_url),
+                "ray": {"app_name": f"bench-telemetry-{name}"},
+            }
             url, _ = stack.enter_context(
-                served(
-                    folder, "manual", 0, ports=ports, is_deterministic=False, sections=sections, on_start=pids.append
-                )
+                served(folder, "manual", 1, ports=ports, sections=sections, on_start=pids.append)
             )
             clusters[name] = Cluster(url, pids[0])
         stack.enter_context(scraper())

@@ -20,6 +20,7 @@ from ops.console.synthetic.shape import FULL, NANO, Shape
 FOLDER = Path(__file__).parent / "screenshots"
 WIDTH, HEIGHT = 1440, 1800
 NUM_COLOURS = 256
+KMEANS_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def _drawn(driver: Chrome, theme: str, *, is_whole: bool) -> bytes:
 def _small(png: bytes) -> bytes:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     content = io.BytesIO()
-    image.quantize(NUM_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-        content, "PNG", optimize=True
-    )
+    # Rounds of k-means: without them the large even areas, such as the background, take on a tint.
+    few = image.quantize(NUM_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=KMEANS_ROUNDS, dither=Image.Dither.NONE)
+    few.save(content, "PNG", optimize=True)
     return content.getvalue()
 
 

@@ -30,7 +30,7 @@ def test_rebalance_begins_only_when_it_is_confirmed(signed_in: Page) -> None:
         assert "moves in 6 stages" in signed_in.text("confirm-lines")
         refuse()
         signed_in.wait(lambda: not signed_in.find("confirm").is_displayed())
-        signed_in.wait(lambda: signed_in.driver.execute_script("return !document.body.dataset.ordering"))
+        signed_in.wait_ordered()
         assert "nothing was ordered" in signed_in.text("outcome-text")
         assert _balancer(signed_in)["phase"] == "idle"
     signed_in.click("rebalance")
@@ -68,12 +68,12 @@ def test_pin_and_unpin_a_selected_expert(signed_in: Page) -> None:
     for box in signed_in.driver.find_elements("css selector", "#selected-ranks input"):
         if box.is_selected() != (box.get_attribute("value") in ("2", "5")):
             box.click()
-    _confirmed(signed_in, "pin", "shall stay on EP ranks 2, 5")
+    signed_in.confirmed("pin", "shall stay on EP ranks 2, 5")
     signed_in.wait_text("outcome-text", "Pinned to EP ranks 2, 5.")
     signed_in.clock.second += 1
     signed_in.wait_text("pinned", place)
     assert "; pinned." in signed_in.text("selected-text")
-    _confirmed(signed_in, "unpin", "may move expert")
+    signed_in.confirmed("unpin", "may move expert")
     signed_in.wait_text("outcome-text", "Unpinned.")
     signed_in.clock.second += 1
     signed_in.wait_text("pinned", "No expert is pinned.")
@@ -91,12 +91,12 @@ def test_pin_without_a_rank_is_not_sent(signed_in: Page) -> None:
 
 def test_pause_and_resume_the_balancer(signed_in: Page) -> None:
     """A pause is shown in capitals until it is resumed."""
-    _confirmed(signed_in, "pause-balancer", "No rebalance will begin by itself")
+    signed_in.confirmed("pause-balancer", "No rebalance will begin by itself")
     signed_in.wait_text("outcome-text", "The balancer is paused.")
     signed_in.clock.second += 1
     signed_in.wait_text("paused", "PAUSED")
     assert signed_in.text("pause-balancer") == "Resume balancer…"
-    _confirmed(signed_in, "pause-balancer", "may begin by themselves again")
+    signed_in.confirmed("pause-balancer", "may begin by themselves again")
     signed_in.wait_text("outcome-text", "The balancer is resumed.")
     signed_in.clock.second += 1
     signed_in.wait(lambda: not signed_in.find("paused").is_displayed())
@@ -111,20 +111,11 @@ def test_refused_order_says_why(signed_in: Page) -> None:
     signed_in.wait_text("pinned", "Layer")
     signed_in.driver.find_element("css selector", "#pinned button").click()
     signed_in.demo.answer("DELETE", _pin(expert), {})
-    _confirmed(signed_in, "unpin", "may move expert")
+    signed_in.confirmed("unpin", "may move expert")
     signed_in.wait_text("outcome-text", "Refused or failed: Expert")
     assert "is not pinned" in signed_in.text("outcome-text")
     signed_in.click("outcome-close")
     assert not signed_in.find("outcome").is_displayed()
-
-
-def _confirmed(page: Page, button: str, line: str) -> None:
-    page.wait(page.find(button).is_enabled)
-    page.wait(lambda: page.driver.execute_script("return !document.body.dataset.ordering"))
-    page.click(button)
-    page.wait(page.find("confirm").is_displayed)
-    assert line in page.text("confirm-lines")
-    page.click("confirm-yes")
 
 
 def _drifted(page: Page) -> None:

@@ -207,6 +207,21 @@ def test_alarms_are_loud_and_in_order(signed_in: Page) -> None:
     assert signed_in.driver.title.startswith("■ Broken")
 
 
+def test_what_is_planned_or_forgotten_is_not_told_as_what_was(signed_in: Page) -> None:
+    """A plan is no measurement, and a coordinator that has just started knows of no rebalance before it."""
+    signed_in.hold()
+    state = _later(signed_in, 10)
+    record = state["experts"]["balancer"]["history"][-1]
+    record.update(outcome="done", balancedness_before=0.7, balancedness_planned=0.99, balancedness_after=None)
+    signed_in.receive(state)
+    assert signed_in.text("answer-last").startswith("balancedness 0.70 → 0.99 planned (not measured yet), for ")
+    state = _later(signed_in, 11)
+    state["experts"]["balancer"]["history"] = []
+    signed_in.receive(state)
+    assert signed_in.text("answer-last") == "none since the coordinator started"
+    assert signed_in.text("rebalances") == "None since the coordinator started."
+
+
 def test_sequences_without_tokens_are_broken(signed_in: Page) -> None:
     """Health checks that answer prove nothing: sequences that run for half a minute without a token are told."""
     signed_in.hold()

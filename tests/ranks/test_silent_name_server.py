@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +19,10 @@ def test_members_meet(tmp_path: Path) -> None:
     """With the environment of a cluster's processes. Linux without namespaces for everybody cannot try it."""
     if subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=TIMEOUT_S, check=False).returncode:
         pytest.skip("this user may not make namespaces")
-    environment = {name: value for name, value in os.environ.items() if name != "RES_OPTIONS"}
+    variables = process_environment(ClusterConfig(checkpoint=tmp_path))
+    environment = ["env", *(f"{name}={value}" for name, value in variables.items())]
     run = subprocess.run(
-        [*UNSHARE, sys.executable, "-m", "tests.ranks.silent_name_server", str(tmp_path)],
-        env=environment | process_environment(ClusterConfig(checkpoint=tmp_path)),
+        [*UNSHARE, *environment, sys.executable, "-m", "tests.ranks.silent_name_server", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -90,7 +90,7 @@ function lastRebalance(state, points) {
         return [`one is under way: ${stage}${balancer.phase}`, `${loaded} of ${total} slots of this stage are loaded.`];
     }
     const last = balancer.history.at(-1);
-    if (last === undefined) return ["there was none", balancer.last_decision];
+    if (last === undefined) return ["none since the coordinator started", balancer.last_decision];
     const ago = format.seconds(Math.max(0, state.time - last.started_at));
     if (last.outcome !== "done")
         return [`abandoned after ${format.seconds(last.seconds)}, begun ${ago} ago`, `${last.reason}.`];
@@ -103,7 +103,7 @@ function lastRebalance(state, points) {
 function benefit(last) {
     const after = last.balancedness_after ?? last.balancedness_planned;
     if (last.balancedness_before === null || after === null) return "what it gained is not known";
-    const planned = last.balancedness_after === null ? " as planned" : "";
+    const planned = last.balancedness_after === null ? " planned (not measured yet)" : "";
     return `balancedness ${format.fixed(last.balancedness_before)} → ${format.fixed(after)}${planned}`;
 }
 

@@ -20,7 +20,8 @@ export class AutoscalerView {
             .slice(-MAX_EVENTS)
             .reverse();
         const texts = events.map((event) => `${format.clock(event.time, state.time)} ${event.text}`);
-        fillList(byId("autoscaler-events"), texts.length === 0 ? ["It has changed nothing yet."] : texts);
+        const nothing = "It has changed nothing since the coordinator started.";
+        fillList(byId("autoscaler-events"), texts.length === 0 ? [nothing] : texts);
     }
 }
 

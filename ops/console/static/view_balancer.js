@@ -35,7 +35,7 @@ export class BalancerView {
         fillRows(
             byId("rebalances"),
             records.length === 0
-                ? [["There was no rebalance yet."]]
+                ? [["None since the coordinator started."]]
                 : records.map((each) => cells(each, points, state.time)),
         );
     }

@@ -11,7 +11,9 @@ export class EventsView {
         const events = state.events.slice(-MAX_EVENTS).reverse();
         fillRows(
             byId("events"),
-            events.length === 0 ? [["Nothing has happened yet."]] : events.map((event) => cells(event, state.time)),
+            events.length === 0
+                ? [["Nothing since the coordinator started."]]
+                : events.map((event) => cells(event, state.time)),
         );
     }
 }

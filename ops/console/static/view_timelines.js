@@ -32,7 +32,7 @@ export class TimelinesView {
         const fromZero = (_, high) => [0, high || 1];
         this.#charts = [
             new LineChart(parent, {
-                title: "Balancedness",
+                title: "Balancedness (1: even)",
                 lines: [
                     { key: "balancedness", label: "mean" },
                     { key: "least", label: "worst layer" },
