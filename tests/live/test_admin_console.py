@@ -23,6 +23,7 @@ from tests.console.driven_page import DrivenPage, chromium_or_skip
 from tests.live.cluster_process import ClusterProcess
 from tests.live.conftest import ENDLESS
 
+NUM_STREAMS = 3
 MEASURED_S = 60.0  # until a new cluster knows where its load is
 REBALANCE_S = 60.0
 WINDOW_S = 30.5  # of the page's rates, and what it allows for a clock that runs late
@@ -97,11 +98,11 @@ def admin(cluster: ClusterProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def streams(live_cluster: ClusterProcess) -> Iterator[None]:
-    """Two clients, each with a stream that outlives the tests. The cluster runs one sequence, so the other waits."""
+    """Clients, each with a stream that outlives the tests. The cluster runs one sequence, so the others wait."""
     stop = threading.Event()
     with openai.OpenAI(base_url=f"{live_cluster.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
-        with ThreadPoolExecutor(2) as threads:
-            counts = [threads.submit(_stream_until, client, seed, stop) for seed in (1, 2)]
+        with ThreadPoolExecutor(NUM_STREAMS) as threads:
+            counts = [threads.submit(_stream_until, client, seed, stop) for seed in range(NUM_STREAMS)]
             try:
                 yield
             finally:
@@ -186,7 +187,7 @@ def test_what_is_ordered_is_done(signed_in: DrivenPage, admin: httpx.Client) -> 
 
 
 def _stream_until(client: openai.OpenAI, seed: int, stop: threading.Event) -> int:
-    """How many events came. It leaves with the first one after `stop`; then the cluster begins with the other one's."""
+    """How many events came. It leaves with the first one after `stop`; then the cluster begins with the next one's."""
     request = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": ENDLESS, "temperature": 1.0, "seed": seed}
     count = 0
     with client.completions.create(**request, stream=True, extra_body={"ignore_eos": True}) as events:
@@ -227,7 +228,7 @@ def _experts(admin: httpx.Client) -> dict[str, Any]:
 def _is_measured(page: DrivenPage) -> bool:
     """Every figure that needs some seconds of traffic is there."""
     streams, busy, parts = (_rows(page, body) for body in ("streams", "busy", "parts"))
-    is_counted = [row[1:3] for row in streams] == [["1", "1"]] and not streams[0][3].startswith("0 ")
+    is_counted = [row[1:3] for row in streams] == [["1", "2"]] and not streams[0][3].startswith("0 ")
     return is_counted and len(parts) > 2 and all("no data" not in row and "0 %" not in row for row in busy)
 
 
@@ -265,14 +266,14 @@ def _check_balance(page: DrivenPage, experts: dict[str, Any]) -> None:
 
 
 def _check_streams(page: DrivenPage, state: dict[str, Any]) -> None:
-    """One runs, one waits: that is what the test has sent."""
+    """One runs, two wait: that is what the test has sent."""
     (actor,) = (member for member in state["members"] if member["role"] == "attention")
     ((name, running, waiting, usage, *_),) = _rows(page, "streams")
     assert actor["member"].endswith(name)
-    assert (running, waiting) == ("1", "1")
+    assert (running, waiting) == ("1", "2")
     assert _number(usage) == pytest.approx(100 * actor["metrics"]["step35_kv_cache_usage_ratio"][0][1], abs=0.51)
-    assert "1 running, 1 waiting" in page.text("health-sentence")
-    assert page.text("traffic").startswith("Open requests: 2.")
+    assert "1 running, 2 waiting" in page.text("health-sentence")
+    assert page.text("traffic").startswith("Open requests: 3.")
     assert _number(page.text("traffic").partition("Completion tokens: ")[2]) > 0.0
 
 
