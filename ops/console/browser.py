@@ -68,8 +68,11 @@ def sign_in(driver: Chrome, url: str) -> None:
     """Open the page with the demonstration's token and wait for the first state."""
     if driver.current_url != url:
         driver.get(url)
+    wait = WebDriverWait(driver, DEADLINE_S)
+    # `get` may return before the page's scripts have run: a form that is submitted then stops them from loading.
+    wait.until(lambda page: page.find_element("id", "token").is_displayed())
     driver.execute_script(ENTER_TOKEN, TOKEN)
-    WebDriverWait(driver, DEADLINE_S).until(lambda page: page.find_element("id", "model").text != "")
+    wait.until(lambda page: page.find_element("id", "model").text != "")
 
 
 def show_past(driver: Chrome, demo: Demo, shape: Shape, clock: SetClock, second: int) -> None:

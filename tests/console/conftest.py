@@ -43,11 +43,13 @@ def page(request: pytest.FixtureRequest, chromium: Chrome) -> Iterator[Page]:
     """The page before anybody has signed in."""
     clock = SetClock()
     with Demo(request.param, clock) as demo:
-        chromium.get_log("browser")
         page = Page(chromium, demo, clock, request.param)
+        page.errors()
         chromium.get(demo.url)
+        page.wait(page.find("token").is_displayed)
         yield page
         page.check_errors()
+        chromium.execute_script("sessionStorage.clear()")  # the next demonstration may get the same port
         chromium.get("about:blank")
 
 

@@ -88,10 +88,14 @@ class DrivenPage:
         """Until no order is under way."""
         self.wait(lambda: self.driver.execute_script("return !document.body.dataset.ordering"))
 
+    def errors(self) -> list[str]:
+        """What the browser's console has held since it was last asked, warnings left out."""
+        entries: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+
     def check_errors(self) -> None:
-        """Nothing is in the browser's console but what was allowed. Empties it."""
-        errors = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-        assert [error for error in errors if not any(part in error for part in self.allowed)] == []
+        """There was none but what is allowed."""
+        assert [error for error in self.errors() if not any(part in error for part in self.allowed)] == []
 
 
 @contextmanager

@@ -73,9 +73,9 @@ def page(chromium: Chrome, cluster: ClusterProcess) -> Iterator[DrivenPage]:
     """The page before anybody has signed in: the token of the test before is forgotten."""
     chromium.get(cluster.admin_url)
     chromium.execute_script("sessionStorage.clear()")
-    chromium.get_log("browser")
-    chromium.refresh()
     page = DrivenPage(chromium)
+    page.errors()
+    chromium.refresh()
     yield page
     page.check_errors()
     chromium.get("about:blank")
@@ -188,9 +188,17 @@ def test_what_is_ordered_is_done(signed_in: DrivenPage, admin: httpx.Client) -> 
 
 def _stream_until(client: openai.OpenAI, seed: int, stop: threading.Event) -> int:
     """How many events came. It leaves with the first one after `stop`; then the cluster begins with the next one's."""
-    request = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": ENDLESS, "temperature": 1.0, "seed": seed}
+    events = client.completions.create(
+        model="tiny",
+        prompt=[5, 6, 7],
+        max_tokens=ENDLESS,
+        temperature=1.0,
+        seed=seed,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
     count = 0
-    with client.completions.create(**request, stream=True, extra_body={"ignore_eos": True}) as events:
+    with events:
         for _ in events:
             count += 1
             if stop.is_set():
