@@ -15,6 +15,10 @@ from actors.messages import NO_DRAFTS, DraftCounts
 from actors.speculative.acceptance import request_acceptance
 from actors.speculative.stats import DraftTally
 
+# Steps whose rows are kept apart. A part keeps all rows of its step alive, prompts of others included; joining them
+# copies what waits.
+MAX_PARTS = 8
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -75,11 +79,14 @@ class DraftState:
         self._hidden, self._num_rows, self.drafts, self.num_left_out = [], num_rows, (), 0
 
     def add_rows(self, hidden: Tensor) -> None:
-        """The trunk has computed these rows for good. hidden: [R, H], before the final norm; kept as it is."""
+        """The trunk has computed these rows for good. hidden: [R, H], before the final norm; kept for some steps as it
+        is."""
         num_waiting = self._num_rows - self.num_settled
         # As many wait for their drafts to be verified, whatever is drafted.
         self.num_left_out = num_waiting if num_waiting > self.num_modules else 0
         self._hidden.append(hidden)
+        if len(self._hidden) > MAX_PARTS:
+            self._hidden = [torch.cat(self._hidden)]
         self._num_rows += hidden.shape[0]
 
     def hidden(self, first_row: int, end_row: int) -> Tensor:

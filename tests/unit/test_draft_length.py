@@ -166,6 +166,15 @@ def test_a_length_pays_for_the_rows_that_it_leaves_to_others() -> None:
     assert Outlook([_sequence(1.0, 1.0, 1.0)] * 4, cost).best_lengths() == (3, 3, 3, 3)
 
 
+def test_rows_that_nobody_will_see_cost_nothing() -> None:
+    """Sequences end before modules catch up with what they have left out: its price is the share that they do see."""
+    cost = Machine(10.0, 0.1, 0.0, 0.1, 0.5).learnt(4)
+    tokens = np.array([[1.0, 2.0, 3.0, 4.0]])
+    for _ in range(400):
+        cost.observe_left_out(num_caught_up=10, num_dropped=30)
+    assert (cost.rows(tokens)[0] - cost.module_rows).tolist() == pytest.approx([0.75, 1.5, 2.25, 0.0], rel=0.01)
+
+
 # --- The choice of a step --------------------------------------------------------------------------------------------
 
 

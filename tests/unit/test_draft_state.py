@@ -9,7 +9,7 @@ from torch import Tensor
 from actors.attention.drafting import MAX_UNSETTLED, DraftItem, draft_items
 from actors.attention.sequence import Sequence
 from actors.messages import GenerateRequest, SamplingSpec
-from actors.speculative.state import Draft, DraftState
+from actors.speculative.state import MAX_PARTS, Draft, DraftState
 
 NUM_MODULES = 3
 BLOCK_SIZE = 4
@@ -142,7 +142,8 @@ def _numbers(hidden: Tensor) -> list[int]:
 
 
 def _bytes(state: DraftState) -> int:
-    return state.hidden(state.num_settled, state.num_rows).untyped_storage().nbytes()
+    """As it lies: to ask for the rows would join their parts."""
+    return sum(part.untyped_storage().nbytes() for part in state._hidden)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -181,13 +182,29 @@ def test_few_rows_wait_however_many_are_drafted(num_drafts: int) -> None:
 
 @pytest.mark.parametrize("num_drafts", range(NUM_MODULES + 1))
 def test_memory_holds_waiting_rows_only(num_drafts: int) -> None:
-    """Long prompts, and steps whose tensors hold a thousand rows of others: what is kept is a few rows of our own."""
+    """Long prompts, and steps whose tensors hold a thousand rows of others: what is kept is a few rows of our own, and
+    a few steps' tensors until those are joined."""
     play = Play(random.Random(2), num_prompt=200)
-    row_bytes = 8
+    row_bytes, step_rows = 8, 1000 + 50
     for num_steps in range(80):
         play.step(max_rows=50, num_drafts=num_drafts)
         if num_steps >= 1:
-            assert _bytes(play.state) <= (MAX_UNSETTLED + 1 + NUM_MODULES) * row_bytes
+            assert _bytes(play.state) <= (MAX_UNSETTLED + 1 + NUM_MODULES + MAX_PARTS * step_rows) * row_bytes
+
+
+def test_rows_that_modules_left_out_are_told_from_those_that_await_drafts() -> None:
+    """While all modules draft none is left out. Steps without drafts leave out all rows but the last one's; the next
+    drafts catch them up."""
+    play = Play(random.Random(3), num_prompt=10)
+    for _ in range(20):
+        play.step(max_rows=64, num_drafts=3)
+        assert (play.state.num_left_out, play.state.num_caught_up) == (0, 0)
+    for _ in range(10):
+        waiting = play.state.num_rows - play.state.num_settled
+        play.step(max_rows=64, num_drafts=0)
+    assert play.state.num_left_out == waiting >= 9
+    play.draft(3)
+    assert (play.state.num_left_out, play.state.num_caught_up) == (0, waiting)
 
 
 @pytest.mark.parametrize(
