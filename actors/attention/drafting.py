@@ -1,7 +1,7 @@
 """The draft pass of a step: the modules catch up with true tokens, then propose the next ones (specification 3.3, 3.4).
 
-Every sequence takes part with one run of rows, from the first that some module has not seen with true tokens up to the
-newest. Sequences stand in the order of their depth, so the rows of a deeper module are a beginning of the batch.
+Every module runs from the first row that it has not seen with true tokens. What it makes of rows that the next one will
+read in a later step is kept, so no row is run twice with the same tokens.
 
 Legend: S sequences, T rows, H hidden size, V vocabulary.
 """
@@ -32,20 +32,23 @@ MAX_UNSETTLED = 128
 
 @dataclass(frozen=True)
 class DraftItem:
-    """Rows first_row .. end_row - 1 of one sequence, through the first `depth` modules.
+    """What one sequence has to compute. rows: of each module that takes part; none of them may be empty, but not all.
 
-    num_drafts: 0 to catch up only, when all tokens that the modules read are known; else `depth`.
+    num_drafts: 0 to catch up only. The first so many modules run up to the newest row and propose a token each; the
+    others run as far as the tokens that they read are known.
     """
 
     sequence: Sequence
-    first_row: int
-    end_row: int
-    depth: int
+    rows: tuple[range, ...]
     num_drafts: int
 
-    @property
-    def num_rows(self) -> int:
-        return self.end_row - self.first_row
+
+@dataclass(frozen=True)
+class DraftPass:
+    """What was computed. num_modules: that ran. num_module_rows: their rows added up."""
+
+    num_modules: int = 0
+    num_module_rows: int = 0
 
 
 def draft_items(sequences: SequenceOf[Sequence], lengths: Mapping[Sequence, int]) -> list[DraftItem]:
@@ -54,26 +57,31 @@ def draft_items(sequences: SequenceOf[Sequence], lengths: Mapping[Sequence, int]
     """
     waiting = [_num_waiting(sequence) for sequence in sequences]
     is_due = max(waiting, default=0) > MAX_UNSETTLED
-    items = (
-        _draft_item(sequence, lengths.get(sequence, 0), is_due=is_due and 2 * num_waiting > MAX_UNSETTLED)
-        for sequence, num_waiting in zip(sequences, waiting, strict=True)
-    )
-    return [item for item in items if item is not None]
+    items = []
+    for sequence, num_waiting in zip(sequences, waiting, strict=True):
+        num_drafts = lengths.get(sequence, 0)
+        if _is_decoding(sequence):
+            if not num_drafts and not is_due:
+                continue
+            rows = _rows(sequence, num_drafts, catches_up=is_due and 2 * num_waiting > MAX_UNSETTLED)
+        else:
+            num_drafts, rows = 0, _rows(sequence, 0, catches_up=True)
+        if any(rows):
+            items.append(DraftItem(sequence, rows, num_drafts))
+    return items
 
 
-def _draft_item(sequence: Sequence, num_drafts: int, *, is_due: bool) -> DraftItem | None:
-    """None if there is nothing to do. is_due: every module catches up."""
+def _is_decoding(sequence: Sequence) -> bool:
+    """Whether the newest token alone is not computed yet."""
+    return sequence.drafting.num_rows == len(sequence.token_ids) - 1
+
+
+def _rows(sequence: Sequence, num_drafts: int, *, catches_up: bool) -> tuple[range, ...]:
+    """Of each module: those that draft run to the end, and all others, if it catches up, as far as tokens are known."""
     state, num_known = sequence.drafting, len(sequence.token_ids)
-    is_decoding = state.num_rows == num_known - 1
-    if is_decoding and not num_drafts and not is_due:
-        return None
-    if num_drafts and is_decoding:
-        depth = state.num_modules if is_due else num_drafts
-        return DraftItem(sequence, state.first_row(depth), state.num_rows, depth, depth)
-    end_row = min(state.num_rows, num_known - state.num_modules)
-    if end_row <= state.num_settled:
-        return None
-    return DraftItem(sequence, state.num_settled, end_row, state.num_modules, 0)
+    num_modules = state.num_modules if catches_up else num_drafts
+    ends = (state.num_rows if module < num_drafts else num_known - 1 - module for module in range(num_modules))
+    return tuple(range(state.true_rows(module), min(end, state.num_rows)) for module, end in enumerate(ends))
 
 
 def _num_waiting(sequence: Sequence) -> int:
@@ -94,60 +102,69 @@ class Drafter:
         self._block_size, self._device = block_size, device
         self._is_sampled = is_sampled
 
-    def run(self, items: SequenceOf[DraftItem]) -> int:
-        """Returns the rows computed, counted once for each module. A fault costs drafts, never a request."""
-        ordered = sorted(items, key=lambda item: item.depth, reverse=True)
-        drafts: dict[Sequence, list[Draft]] = {item.sequence: [] for item in ordered}
+    def run(self, items: SequenceOf[DraftItem]) -> DraftPass:
+        """Module after module, over all items at once. A fault costs drafts, never a request."""
+        drafts: dict[Sequence, list[Draft]] = {item.sequence: [] for item in items}
         try:
-            num_module_rows = self._run_modules(ordered, drafts) if ordered else 0
+            done = self._run_modules(items, drafts)
         except Exception:  # the target alone decides about tokens
-            logger.exception("drafting failed; %d sequences go on without", len(ordered))
-            drafts, num_module_rows = {item.sequence: [] for item in ordered}, 0
-        for item in ordered:
-            state = item.sequence.drafting
-            state.caught_up(item.depth, item.end_row, num_known=len(item.sequence.token_ids))
-            state.drafts = tuple(drafts[item.sequence])
-        return num_module_rows
-
-    def _run_modules(self, items: SequenceOf[DraftItem], drafts: dict[Sequence, list[Draft]]) -> int:
-        inputs = self._inputs(items)
-        hidden = torch.cat([item.sequence.drafting.hidden(item.first_row, item.end_row) for item in items])
-        num_module_rows = 0
-        for module in range(items[0].depth):
-            active = [item for item in items if item.depth > module]
-            num_rows = sum(item.num_rows for item in active)
-            token_ids = self._token_ids(active, module, drafts)
-            part = _beginning(inputs, len(active), num_rows)
-            num_module_rows += num_rows
-            if module == items[0].depth - 1 and not any(item.num_drafts > module for item in active):
-                self._modules.write(module, token_ids, hidden[:num_rows], part)  # nobody reads the last one's output
-                break
-            hidden = self._modules.run(module, token_ids, hidden[:num_rows], part)
-            self._propose(active, module, hidden, drafts)
-        return num_module_rows
-
-    def _inputs(self, items: SequenceOf[DraftItem]) -> AttentionInputs:
-        rows, first_row = [], 0
+            logger.exception("drafting failed; %d sequences go on without", len(items))
+            for item in items:
+                item.sequence.drafting.skip(len(item.sequence.token_ids))
+            return DraftPass()
         for item in items:
-            rows.append((first_row, item.num_rows, item.first_row))
-            first_row += item.num_rows
+            state, num_known = item.sequence.drafting, len(item.sequence.token_ids)
+            for module, rows in enumerate(item.rows):
+                state.has_run(module, rows.stop, num_known)
+            state.drafts = tuple(drafts[item.sequence])
+        return done
+
+    def _run_modules(self, items: SequenceOf[DraftItem], drafts: dict[Sequence, list[Draft]]) -> DraftPass:
+        num_modules = num_module_rows = 0
+        for module in range(max((len(item.rows) for item in items), default=0)):
+            active = [item for item in items if len(item.rows) > module and item.rows[module]]
+            if not active:
+                continue
+            num_modules, num_module_rows = num_modules + 1, num_module_rows + _num_rows(active, module)
+            self._run_module(active, module, drafts)
+        return DraftPass(num_modules, num_module_rows)
+
+    def _run_module(self, items: SequenceOf[DraftItem], module: int, drafts: dict[Sequence, list[Draft]]) -> None:
+        token_ids, inputs = self._token_ids(items, module, drafts), self._inputs(items, module)
+        hidden = torch.cat([part for item in items for part in item.sequence.drafting.kept(module, item.rows[module])])
+        is_last = module == self._modules.num_modules - 1
+        if is_last and not any(item.num_drafts > module for item in items):
+            self._modules.write(module, token_ids, hidden, inputs)  # nobody reads its output
+            return
+        hidden = self._modules.run(module, token_ids, hidden, inputs)
+        if not is_last:
+            _keep(items, module, hidden)
+        self._propose(items, module, hidden, drafts)
+
+    def _inputs(self, items: SequenceOf[DraftItem], module: int) -> AttentionInputs:
+        runs, first_row = [], 0
+        for item in items:
+            rows = item.rows[module]
+            runs.append((first_row, len(rows), rows.start))
+            first_row += len(rows)
         tables = [item.sequence.kv.sliding for item in items]
-        return attention_inputs(rows, tables, self._block_size, self._device)
+        return attention_inputs(runs, tables, self._block_size, self._device)
 
     def _token_ids(self, items: SequenceOf[DraftItem], module: int, drafts: dict[Sequence, list[Draft]]) -> Tensor:
         """For row p the token p + 1 + module: known, or a draft."""
         token_ids: list[int] = []
         for item in items:
-            known = item.sequence.token_ids[item.first_row + 1 + module : item.end_row + 1 + module]
-            missing = item.num_rows - len(known)
+            rows = item.rows[module]
+            known = item.sequence.token_ids[rows.start + 1 + module : rows.stop + 1 + module]
+            missing = len(rows) - len(known)
             token_ids += known + [draft.token_id for draft in drafts[item.sequence][:missing]]
         return torch.from_numpy(np.array(token_ids, dtype=np.int64)).to(self._device)
 
     def _propose(
         self, items: SequenceOf[DraftItem], module: int, hidden: Tensor, drafts: dict[Sequence, list[Draft]]
     ) -> None:
-        ends = np.cumsum([item.num_rows for item in items])
-        proposing = [(int(end) - 1, item) for end, item in zip(ends, items, strict=True) if item.num_drafts > module]
+        ends = np.cumsum([len(item.rows[module]) for item in items]).tolist()
+        proposing = [(end - 1, item) for end, item in zip(ends, items, strict=True) if item.num_drafts > module]
         if not proposing:
             return
         logits = self._modules.logits(module, hidden[[row for row, _ in proposing]])
@@ -157,7 +174,12 @@ class Drafter:
             drafts[item.sequence].append(draft)
 
 
-def _beginning(inputs: AttentionInputs, num_sequences: int, num_rows: int) -> AttentionInputs:
-    return AttentionInputs(
-        inputs.positions[:num_rows], inputs.slot_mapping[:num_rows], inputs.sequences[:num_sequences]
-    )
+def _keep(items: SequenceOf[DraftItem], module: int, hidden: Tensor) -> None:
+    """For the next module, now or later. hidden: [T, H], what this one has made of all rows."""
+    parts = hidden.split([len(item.rows[module]) for item in items])
+    for item, part in zip(items, parts, strict=True):
+        item.sequence.drafting.keep(module + 1, item.rows[module].start, part)
+
+
+def _num_rows(items: SequenceOf[DraftItem], module: int) -> int:
+    return sum(len(item.rows[module]) for item in items)

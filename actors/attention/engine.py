@@ -117,7 +117,7 @@ def _speculation(
     config: AttentionConfig, model: ModelConfig, modules: DraftModules, scheduler: Scheduler, sampler: Sampler
 ) -> Speculation:
     drafter = Drafter(modules, sampler, config.block_size, config.device, is_sampled=config.mtp.sample_drafts)
-    cost = StepCost(model.num_experts, model.top_k, modules.num_modules)
+    cost = StepCost(model.num_experts, model.top_k)
     mode: Literal["adaptive", "fixed"] = "fixed" if config.mtp.mode == "fixed" else "adaptive"
     return Speculation(drafter, scheduler, DraftLengths(mode, modules.num_modules, cost), time.perf_counter)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence as SequenceOf
 
 from torch import Tensor
 
-from actors.attention.drafting import Drafter, DraftItem, draft_items
+from actors.attention.drafting import MAX_UNSETTLED, Drafter, DraftItem, draft_items
 from actors.attention.scheduler import ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence, SequenceState
 from actors.speculative.acceptance import PRIOR_RATE, PRIOR_WEIGHT, global_acceptance
@@ -42,8 +42,9 @@ class Speculation:
         """An item was computed and judged. hidden: [R, H], the trunk's output at its rows that stay."""
         state = item.sequence.drafting
         if item.needs_logits:
-            for counted in (self.stats, self._acceptance, state):
-                counted.observe(len(item.drafts), num_accepted)
+            self.stats.observe(len(item.drafts), num_accepted)
+            self._acceptance.observe(len(item.drafts), num_accepted)
+            state.observe(len(item.drafts), num_accepted)
         if item.sequence.state is SequenceState.RUNNING:
             state.accepted(num_accepted)
             state.add_rows(hidden)
@@ -65,8 +66,11 @@ class Speculation:
     def ended(self, sequence: Sequence) -> None:
         """Nothing more will be drafted for it."""
         state = sequence.drafting
-        if state.num_caught_up or state.num_left_out:
-            self._lengths.cost.observe_left_out(state.num_caught_up, state.num_left_out)
+        num_caught_up, num_dropped = state.num_caught_up, state.num_left_out
+        if not num_caught_up and not num_dropped:  # as it would have been with fewer drafts
+            num_dropped = sequence.num_completion_tokens % MAX_UNSETTLED
+            num_caught_up = sequence.num_completion_tokens - num_dropped
+        self._lengths.cost.observe_left_out(num_caught_up, num_dropped)
 
     def counts(self) -> SpeculationCounts:
         """A copy for other threads, which may be a step old."""
@@ -77,15 +81,12 @@ class Speculation:
         if not work:
             return
         began_at = self._clock()
-        num_module_rows = self._drafter.run(work)
+        done = self._drafter.run(work)
         took_s = self._clock() - began_at
         self._draft_s += took_s
-        lengths = [item.num_drafts for item in work]
-        if all(lengths):
-            is_steady = all(item.sequence.drafting.previous_length == item.num_drafts for item in work)
-            self._lengths.cost.observe_drafting(lengths, num_module_rows, took_s, is_steady=is_steady)
-        for item in work:
-            item.sequence.drafting.previous_length = item.num_drafts
+        if done.num_modules and all(item.num_drafts for item in work):
+            num_drafts = sum(item.num_drafts for item in work)
+            self._lengths.cost.observe_drafting(done.num_modules, done.num_module_rows, num_drafts, took_s)
 
     def _choose(self, sequences: SequenceOf[Sequence]) -> dict[Sequence, int]:
         if not sequences:

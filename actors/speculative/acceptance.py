@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-GLOBAL_MEMORY = 400.0  # drafts after which the weight of an old one has fallen to 1 / e
+GLOBAL_MEMORY = 150.0  # drafts after which the weight of an old one has fallen to 1 / e
 REQUEST_MEMORY = 24.0
 PRIOR_WEIGHT = 6.0  # a request's own experience counts as much as everybody's after so many drafts
 PRIOR_RATE = 0.6  # before anything was seen

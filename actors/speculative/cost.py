@@ -21,9 +21,9 @@ from routing.load.sums import FloatArray
 
 FORGETTING = 0.98  # weight of the last observation against the one before
 RIDGE = 1e-4  # keeps the fit defined while all steps look alike
-REFIT_EVERY = 16  # observations; a fit takes longer than a decision
+REFIT_EVERY = 32  # observations, or a quarter of all while they are few: a fit takes longer than a decision
 ENOUGH = 8  # observations before a prediction means something
-AT_ONCE = 4  # steps of as many rows that are learnt from together: learning takes as long as a row of a small model
+AT_ONCE = 8  # steps of as many rows that are learnt from together: learning takes as long as a row of a small model
 SHORTEST = 1e-6  # seconds
 # Standard deviations of logarithms, as of a machine whose neighbours come and go.
 NOISE = 0.1  # of one step around what it should take
@@ -31,7 +31,7 @@ PACE_DRIFT = 0.05  # of the whole machine, from step to step
 SIZE_DRIFT = 0.005  # of one size against the others, from step to step
 UNKNOWN = 0.2  # of a size that was never seen around the formula
 MAX_SURPRISE = 0.4  # what one step can prove at most
-LEFT_OUT_PRIOR = 256.0  # tokens; before anything was seen, all are seen later
+LEFT_OUT_PRIOR = 256.0  # rows; before anything was seen, all are seen later
 LEFT_OUT_MEMORY = 32.0  # sequences after whose end an old one counts for 1 / e
 SIZES_PER_DOUBLING = 16  # steps whose rows differ by less than 4 % are of one size
 
@@ -66,7 +66,7 @@ class LinearCost:
     def coefficients(self) -> tuple[float, ...]:
         """Seconds for each feature, as of the last few observations."""
         num_new = self.num_observed - self._num_fitted
-        if num_new >= REFIT_EVERY or (num_new and self.num_observed <= 2 * REFIT_EVERY):
+        if num_new > min(self._num_fitted // 4, REFIT_EVERY - 1):
             self._coefficients = tuple(non_negative_fit(self._gram, self._moment, ridge=RIDGE).tolist())
             self._num_fitted = self.num_observed
         return self._coefficients
@@ -133,14 +133,12 @@ class _Alike:
 class StepCost:
     """Predicts a decode step and a draft pass of one model. Seconds are never 0, so that one can divide by them."""
 
-    def __init__(self, num_experts: int, top_k: int, max_drafts: int) -> None:
+    def __init__(self, num_experts: int, top_k: int) -> None:
         self._num_experts, self._top_k = num_experts, top_k
         self._step = LinearCost(3)
         self._drafting = LinearCost(3)
         self._durations = Durations()
         self._alike = _Alike()
-        # Rows that a sequence runs through all its modules to draft k tokens: the new ones and those to be repaired.
-        self.module_rows = [k * (k + 2) / 2 for k in range(max_drafts + 1)]
         self._num_caught_up, self._num_dropped = LEFT_OUT_PRIOR, 0.0
 
     @property
@@ -158,20 +156,12 @@ class StepCost:
             self._learn(self._alike)
             self._alike = _Alike(num_rows)
 
-    def observe_drafting(
-        self, lengths: Sequence[int], num_module_rows: int, seconds: float, *, is_steady: bool
-    ) -> None:
-        """A draft pass for sequences of these lengths; num_module_rows: rows of all modules added up. is_steady: they
-        had the same lengths before, so none of these rows were left over from shorter ones."""
-        self._drafting.observe((max(lengths, default=0), num_module_rows, sum(lengths)), seconds / self._durations.pace)
-        predicted = sum(self.module_rows[length] for length in lengths)
-        if predicted and is_steady:
-            ratio = num_module_rows / predicted
-            for length in set(lengths):
-                self.module_rows[length] *= 1.0 + (1.0 - FORGETTING) * (ratio - 1.0)
+    def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
+        """A draft pass. num_module_rows: rows of all modules added up."""
+        self._drafting.observe((num_modules, num_module_rows, num_drafts), seconds / self._durations.pace)
 
     def observe_left_out(self, num_caught_up: int, num_dropped: int) -> None:
-        """A sequence has ended. Of the tokens that modules had left out, these were seen later, those never."""
+        """A sequence has ended. Of the rows that modules had left out, these were seen later, those never."""
         keep = 1.0 - 1.0 / LEFT_OUT_MEMORY
         self._num_caught_up = keep * self._num_caught_up + num_caught_up
         self._num_dropped = keep * self._num_dropped + num_dropped
@@ -192,15 +182,21 @@ class StepCost:
         of_module, of_row, of_draft = self._drafting.coefficients
         return self._durations.pace * (of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts)
 
-    def rows(self, num_tokens: FloatArray) -> FloatArray:
-        """Module rows that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`, [S, 1 + K], a
-        step: those of the draft pass, and those that they leave for later. A module that is left out sees these tokens
-        another day, unless the sequence ends before, and then runs behind all modules before it."""
-        max_drafts = len(self.module_rows) - 1
+    def module_rows(self, num_tokens: FloatArray) -> FloatArray:
+        """Rows added up over modules that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`,
+        float64 [S, 1 + K], a step.
+
+        Each of k modules runs the new rows, and module j those of its last j again whose drafts were rejected. The
+        others see the new rows another day, unless the sequence ends before.
+        """
+        max_drafts = num_tokens.shape[1] - 1
+        rejected = 1.0 - np.diff(num_tokens, axis=1)  # chance that draft 1, 2, ... is not among those kept
+        repaired = np.zeros_like(num_tokens)
+        repaired[:, 2:] = np.cumsum(np.cumsum(rejected, axis=1), axis=1)[:, :-1]
         share = self._num_caught_up / max(self._num_caught_up + self._num_dropped, 1.0)
-        left_out = share * max_drafts * num_tokens
-        left_out[:, max_drafts] = 0.0
-        return self.module_rows + left_out
+        num_running = np.arange(max_drafts + 1)
+        rows: FloatArray = num_tokens * (num_running + share * (max_drafts - num_running)) + repaired
+        return rows
 
     def _learn(self, alike: _Alike) -> None:
         if not alike.num_steps:

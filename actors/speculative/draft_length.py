@@ -35,8 +35,8 @@ LEARNING_STEPS = 24  # steps with as many sequences that try every length in tur
 @dataclass(frozen=True)
 class Drafting:
     """What the choice needs to know of one sequence. rates: conditional acceptance by position. limit: most drafts it
-    can use. last: its length in the last choice, None for a newcomer. num_waiting: rows that the modules have left out,
-    and must see before it drafts."""
+    can use. last: its length in the last choice, None for a newcomer. num_waiting: rows that modules have left
+    out, added up over them."""
 
     rates: Sequence[float]
     limit: int
@@ -153,7 +153,7 @@ class _Probes:
 class Outlook:
     """What each number of drafts would come to, for each sequence S of a batch. K: the most drafts.
 
-    tokens: float64 [S, 1 + K], expected in a step. module_rows: float64 [S, 1 + K], as `StepCost.rows`.
+    tokens, module_rows: float64 [S, 1 + K], expected in a step.
     """
 
     def __init__(self, sequences: Sequence[Drafting], cost: StepCost) -> None:
@@ -163,7 +163,7 @@ class Outlook:
         self.tokens = np.ones((len(sequences), 1 + chances.shape[1]))
         np.cumsum(chances, axis=1, out=self.tokens[:, 1:])
         self.tokens[:, 1:] += 1.0
-        self.module_rows = cost.rows(self.tokens)
+        self.module_rows = cost.module_rows(self.tokens)
 
     def tokens_per_second(self, lengths: Sequence[int]) -> float:
         """What a choice promises, of all sequences."""

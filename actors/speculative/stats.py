@@ -54,7 +54,8 @@ class SpeculationStats(DraftTally):
         self.reasons: Counter[str] = Counter()
 
     def chose(self, lengths: Sequence[int], reason: str) -> None:
-        self.lengths.update(lengths)
+        for length in lengths:
+            self.lengths[length] += 1
         self.reasons[reason] += 1
 
     def __str__(self) -> str:

@@ -65,14 +65,12 @@ class Plan:
 class TimedCost(StepCost):
     """The engine's own prices, which also remember how long each draft pass took."""
 
-    def __init__(self, model: ModelConfig, max_drafts: int) -> None:
-        super().__init__(model.num_experts, model.top_k, max_drafts)
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model.num_experts, model.top_k)
         self.draft_seconds: list[float] = []
 
-    def observe_drafting(
-        self, lengths: Sequence[int], num_module_rows: int, seconds: float, *, is_steady: bool
-    ) -> None:
-        super().observe_drafting(lengths, num_module_rows, seconds, is_steady=is_steady)
+    def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
+        super().observe_drafting(num_modules, num_module_rows, num_drafts, seconds)
         self.draft_seconds.append(seconds)
 
 
@@ -83,7 +81,7 @@ class Bench:
         self._plan = plan
         self._model = read_model_config(plan.checkpoint)
         self._dispatchers = {name: CountingDispatcher(experts) for name in SETTINGS}
-        self._costs = {name: TimedCost(self._model, MAX_DRAFTS) for name in SETTINGS}
+        self._costs = {name: TimedCost(self._model) for name in SETTINGS}
         self._engines = self._load()
         self._num_requests = 0
 

@@ -55,7 +55,7 @@ class RandomLengths(DraftLengths):
     """Every length that a sequence can use, by chance, for each sequence and step anew."""
 
     def __init__(self, max_drafts: int, seed: int) -> None:
-        super().__init__("fixed", max_drafts, StepCost(num_experts=16, top_k=4, max_drafts=max_drafts))
+        super().__init__("fixed", max_drafts, StepCost(num_experts=16, top_k=4))
         self._random = random.Random(seed)
 
     def without_rates(self, limits: SequenceOf[int], last: SequenceOf[int | None]) -> Choice:
@@ -142,7 +142,7 @@ class KvRecord:
     def _copy(self, sequence: Sequence, layer: int, cache: LayerKV, table: BlockTable) -> None:
         block_size, module = self._engine._shape.block_size, layer - len(self._specs)
         first = table.first_live * block_size
-        end = sequence.context_len if module < 0 else sequence.drafting.first_row(module + 1)
+        end = sequence.context_len if module < 0 else sequence.drafting.true_rows(module)
         if end > first:
             rows = torch.arange(first, end)
             blocks, slots = torch.from_numpy(table.ids)[rows // block_size], rows % block_size

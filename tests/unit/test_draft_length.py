@@ -33,7 +33,7 @@ class Machine:
     def __init__(self, base: float, row: float, expert: float, draft_base: float = 0.0, draft_row: float = 0.0) -> None:
         self.base, self.row, self.expert = base, row, expert
         self.draft_base, self.draft_row = draft_base, draft_row
-        self.cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+        self.cost = StepCost(NUM_EXPERTS, TOP_K)
 
     def step_seconds(self, num_rows: int) -> float:
         experts = distinct_experts(num_rows, NUM_EXPERTS, TOP_K)
@@ -46,14 +46,19 @@ class Machine:
             num_rows = num_sequences * (1 + length)
             self.cost.observe_step(num_rows, self.step_seconds(num_rows) * (1 + rng.gauss(0, noise)))
             if length:
-                module_rows = round(num_sequences * length * (length + 2) / 2)
+                module_rows = num_sequences * _module_rows(length)
                 seconds = 1e-3 * (self.draft_base * length + self.draft_row * module_rows)
-                self.cost.observe_drafting([length] * num_sequences, module_rows, seconds, is_steady=True)
+                self.cost.observe_drafting(length, module_rows, num_sequences * length, seconds)
         return self.cost
 
 
+def _module_rows(num_drafts: int) -> int:
+    """About one draft is accepted, whatever comes after it."""
+    return [0, 2, 5, 8][num_drafts]
+
+
 def _drafting_seconds(cost: StepCost, lengths: Sequence[int]) -> float:
-    return cost.drafting_seconds(max(lengths), sum(cost.module_rows[length] for length in lengths), sum(lengths))
+    return cost.drafting_seconds(max(lengths), float(sum(map(_module_rows, lengths))), float(sum(lengths)))
 
 
 def _sequence(*rates: float, limit: int = MAX_DRAFTS, last: int | None = None, num_waiting: int = 0) -> Drafting:
@@ -129,14 +134,15 @@ def test_dear_modules_cost_less_than_the_hysteresis(seed: int) -> None:
 
 def test_tokens_per_second_by_hand() -> None:
     """Two sequences, 1 and 2 drafts: 1 + 0.5 and 1 + 0.8 + 0.4 tokens for a step of five rows and a draft pass, so a
-    token of each takes 1 / 1.5 and 1 / 2.2 steps. Three modules see each token sooner or later."""
+    token of each takes 1 / 1.5 and 1 / 2.2 steps. Three modules see each token sooner or later, and module 1 sees the
+    second sequence's last row again whenever its first draft is rejected."""
     machine = Machine(4.0, 1.0, 0.0, 0.5, 0.25)
     machine.learnt(4)
     cost = machine.learnt(2)
     sequences = [_sequence(0.5, 0.9, 0.9), _sequence(0.8, 0.5, 0.9)]
     tokens, seconds = (
         2 * 2 / (1 / 1.5 + 1 / 2.2),
-        (4.0 + 5 * 1.0) * 1e-3 + (2 * 0.5 + 0.25 * (1.5 + 4.0 + 3 * 3.7)) * 1e-3,
+        (4.0 + 5 * 1.0) * 1e-3 + (2 * 0.5 + 0.25 * (3 * (1.5 + 2.2) + 0.2)) * 1e-3,
     )
     assert Outlook(sequences, cost).tokens_per_second((1, 2)) == pytest.approx(tokens / seconds, rel=0.01)
 
@@ -157,12 +163,22 @@ def test_a_slow_sequence_is_helped_before_a_quick_one_gets_more() -> None:
     assert outlook.tokens_per_second((1, 1)) > outlook.tokens_per_second((2, 0))
 
 
+def test_module_rows_by_hand() -> None:
+    """Half of all drafts are right. Of three modules each runs the 1.875 new rows; the second runs its last row again
+    where the first draft was rejected, the third its last two, or one where only the second draft was."""
+    cost = StepCost(NUM_EXPERTS, TOP_K)
+    for _ in range(10_000):
+        cost.observe_left_out(num_caught_up=0, num_dropped=1)
+    rows = cost.module_rows(np.array([[1.0, 1.5, 1.75, 1.875]]))
+    assert rows[0].tolist() == pytest.approx([0.0, 1.5, 2 * 1.75 + 0.5, 3 * 1.875 + 0.5 + (0.5 + 0.75)], abs=1e-3)
+
+
 def test_a_length_pays_for_the_rows_that_it_leaves_to_others() -> None:
-    """Modules that are left out see every token all the same, later and behind those before them. So where drafts are
-    always right, two drafts and their rows are dearer than three."""
+    """Modules that are left out see every token all the same, later. So where drafts are always right a token costs as
+    many module rows whoever drafts it."""
     cost = Machine(10.0, 0.1, 0.0, 0.1, 0.5).learnt(4)
-    rows = cost.rows(np.array([[1.0, 2.0, 3.0, 4.0]]))
-    assert rows[0, [0, 2, 3]].tolist() == pytest.approx([3.0, 4.0 + 9.0, 7.5], rel=0.01)
+    tokens = np.array([[1.0, 2.0, 3.0, 4.0]])
+    assert (cost.module_rows(tokens) / tokens).tolist() == [pytest.approx([3.0] * 4)]
     assert Outlook([_sequence(1.0, 1.0, 1.0)] * 4, cost).best_lengths() == (3, 3, 3, 3)
 
 
@@ -172,7 +188,8 @@ def test_rows_that_nobody_will_see_cost_nothing() -> None:
     tokens = np.array([[1.0, 2.0, 3.0, 4.0]])
     for _ in range(400):
         cost.observe_left_out(num_caught_up=10, num_dropped=30)
-    assert (cost.rows(tokens)[0] - cost.module_rows).tolist() == pytest.approx([0.75, 1.5, 2.25, 0.0], rel=0.01)
+    expected = [0.25 * 3.0, 2.0 + 0.25 * 2 * 2.0, 2 * 3.0 + 0.25 * 3.0, 3 * 4.0]
+    assert cost.module_rows(tokens)[0].tolist() == pytest.approx(expected, rel=0.01)
 
 
 # --- The choice of a step --------------------------------------------------------------------------------------------
@@ -180,14 +197,14 @@ def test_rows_that_nobody_will_see_cost_nothing() -> None:
 
 def test_a_fixed_number_is_limited_by_what_a_sequence_can_use() -> None:
     """Nothing is learnt or weighed."""
-    chooser = DraftLengths("fixed", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS))
+    chooser = DraftLengths("fixed", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K))
     choice = _step(chooser, [_sequence(0, 0, 0, limit=3), _sequence(1, 1, 1, limit=1), _sequence(1, 1, 1, limit=0)])
     assert (choice.lengths, choice.reason) == ((3, 1, 0), "fixed")
 
 
 def test_learning_tries_every_length_within_limits() -> None:
     """Each length as often, for all alike; and learning goes on while too little was seen to compare."""
-    chooser = DraftLengths("adaptive", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS))
+    chooser = DraftLengths("adaptive", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K))
     choices = [_step(chooser, [_sequence(1, 1, 1), _sequence(1, 1, 1, limit=1)]) for _ in range(2 * LEARNING_STEPS)]
     assert {choice.reason for choice in choices} == {"learning"}
     lengths = [choice.lengths[0] for choice in choices]
@@ -307,7 +324,7 @@ def test_prices_learnt_in_a_bad_moment_are_put_right() -> None:
     for length in list(range(MAX_DRAFTS + 1)) * 6:
         machine.cost.observe_step(1 + length, 0.030)
         if length:
-            machine.cost.observe_drafting([length], length * (length + 2) // 2, 1e-4, is_steady=True)
+            machine.cost.observe_drafting(length, _module_rows(length), length, 1e-4)
     chooser = _past_learning(machine.cost)
     last, lengths = 3, []
     for _ in range(400 * DECIDE_EVERY):
@@ -317,7 +334,7 @@ def test_prices_learnt_in_a_bad_moment_are_put_right() -> None:
         lengths.append(length)
         machine.cost.observe_step(1 + length, machine.step_seconds(1 + length))
         if length:
-            machine.cost.observe_drafting([length], length * (length + 2) // 2, 1e-4, is_steady=True)
+            machine.cost.observe_drafting(length, _module_rows(length), length, 1e-4)
     assert lengths[0] == 3
     assert last == 0
 
@@ -355,7 +372,7 @@ def test_prices_of_a_known_machine_are_learnt(num_sequences: int) -> None:
         num_rows = num_sequences * (1 + length)
         assert cost.step_seconds(num_rows) == pytest.approx(machine.step_seconds(num_rows), rel=0.005)
     for length in range(1, MAX_DRAFTS + 1):
-        expected = 1e-3 * (length * 1.0 + 0.1 * num_sequences * length * (length + 2) / 2)
+        expected = 1e-3 * (length * 1.0 + 0.1 * num_sequences * _module_rows(length))
         assert _drafting_seconds(cost, [length] * num_sequences) == pytest.approx(expected, rel=0.05)
     assert _drafting_seconds(cost, [0] * num_sequences) == 0.0
 
@@ -416,7 +433,7 @@ def test_coefficients_are_recovered_from_varied_steps() -> None:
 
 def test_no_coefficient_is_negative() -> None:
     """Times that fall with rows: the slope is 0, not below, and no prediction is 0 or less."""
-    fit, cost = LinearCost(2), StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    fit, cost = LinearCost(2), StepCost(NUM_EXPERTS, TOP_K)
     for num_rows in list(range(1, 30)) * 5:
         fit.observe([1.0, float(num_rows)], 1e-3 * (40 - num_rows))
         cost.observe_step(num_rows, 1e-3 * (40 - num_rows))
@@ -437,7 +454,7 @@ def test_random_times_never_break_the_fit() -> None:
 
 def test_an_unknown_price_is_never_zero() -> None:
     """One can divide by it before anything was seen."""
-    cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    cost = StepCost(NUM_EXPERTS, TOP_K)
     assert cost.step_seconds(1) > 0.0
     assert not cost.is_known
 
@@ -455,20 +472,20 @@ def test_old_times_are_forgotten() -> None:
 
 def test_prices_are_known_after_enough_of_both() -> None:
     """Steps alone say nothing of draft passes."""
-    cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
+    cost = StepCost(NUM_EXPERTS, TOP_K)
     for _ in range(ENOUGH * AT_ONCE):
         assert not cost.is_known
         cost.observe_step(1, 1e-3)
     for _ in range(ENOUGH):
         assert not cost.is_known
-        cost.observe_drafting([1], 2, 1e-3, is_steady=True)
+        cost.observe_drafting(1, 2, 1, 1e-3)
     assert cost.is_known
 
 
 def test_steps_alike_are_learnt_from_together() -> None:
-    """Four of a size, or fewer where another size follows: the mean of their times."""
-    together, alone = (StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS) for _ in range(2))
-    for seconds in (1e-3, 3e-3, 2e-3, 2e-3):
+    """So many of a size, or fewer where another size follows: the mean of their times."""
+    together, alone = (StepCost(NUM_EXPERTS, TOP_K) for _ in range(2))
+    for seconds in (1e-3, 3e-3) * (AT_ONCE // 2):
         together.observe_step(8, seconds)
         alone.observe_step(8, 2e-3)
     for seconds in (4e-3, 6e-3):
@@ -479,22 +496,6 @@ def test_steps_alike_are_learnt_from_together() -> None:
         cost.observe_step(8, 2e-3)
     assert together.step_seconds(16) == pytest.approx(alone.step_seconds(16))
     assert together.step_seconds(16) > before
-
-
-def test_rows_of_a_draft_pass_are_learnt() -> None:
-    """Fewer repaired rows than assumed, since drafts are accepted: 3 module rows where 4 were expected for two."""
-    cost = StepCost(NUM_EXPERTS, TOP_K, MAX_DRAFTS)
-    for num_rows in list(range(1, 20)) * 20:
-        cost.observe_drafting([], num_rows, 1e-3 * num_rows, is_steady=True)
-    before = _drafting_seconds(cost, [2])
-    for _ in range(400):
-        cost.observe_drafting([2], 3, 3e-3, is_steady=True)
-    assert before == pytest.approx(4e-3, rel=0.01)
-    assert _drafting_seconds(cost, [2]) == pytest.approx(3e-3, rel=0.01)
-    assert _drafting_seconds(cost, [1]) == pytest.approx(1.5e-3, rel=0.01)
-    for _ in range(100):  # rows left over from steps without drafts are no price of drafts
-        cost.observe_drafting([2], 30, 30e-3, is_steady=False)
-    assert _drafting_seconds(cost, [2]) == pytest.approx(3e-3, rel=0.01)
 
 
 # --- What is accepted ------------------------------------------------------------------------------------------------
@@ -534,7 +535,7 @@ def test_acceptance_approaches_the_truth_and_forgets_it() -> None:
         everybody.observe(3, 0)
         one.observe(3, 0)
     assert one.rates([0.0] * 3, 1e-9)[0] < 0.15
-    assert everybody.rates([0.0] * 3, 1e-9)[0] > 0.7
+    assert everybody.rates([0.0] * 3, 1e-9)[0] > 0.55
 
 
 def test_counters_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from actors.attention.drafting import MAX_UNSETTLED, DraftItem, draft_items
 from actors.attention.sequence import Sequence
 from actors.messages import GenerateRequest, SamplingSpec
+from actors.speculative.cost import StepCost
 from actors.speculative.state import MAX_PARTS, Draft, DraftState
 
 NUM_MODULES = 3
@@ -76,24 +78,27 @@ class Play:
     def add_rows(self, num_tokens: int, num_accepted: int) -> None:
         first = self.state.num_rows
         rows = range(first, first + num_tokens + num_accepted)
-        whole_step = torch.tensor([[0]] * 500 + [[self.trunk(row)] for row in rows] + [[0]] * 500)
         self.state.accepted(num_accepted)
-        self.state.add_rows(whole_step[500 : 500 + len(rows)])
+        self.state.add_rows(_among_others([self.trunk(row) for row in rows]))
 
     def draft(self, num_drafts: int) -> DraftItem | None:
         """As the drafter does it, with a drafted token that nobody else has."""
         item = draft_item(self.sequence, num_drafts)
         if item is None:
             return None
-        hidden = _numbers(self.state.hidden(item.first_row, item.end_row))
         known, drafts = self.sequence.token_ids, list[Draft]()
-        for module in range(item.depth):
+        for module, rows in enumerate(item.rows):
             ids = [*known, *(draft.token_id for draft in drafts)]
-            for idx, row in enumerate(range(item.first_row, item.end_row)):
-                hidden[idx] = self.modules.run(module, row, ids[row + 1 + module], hidden[idx])
+            hidden = _numbers(self.state.kept(module, rows))
+            made = [
+                self.modules.run(module, row, ids[row + 1 + module], h) for row, h in zip(rows, hidden, strict=True)
+            ]
+            if made and module < NUM_MODULES - 1:
+                self.state.keep(module + 1, rows.start, _among_others(made))
             if module < item.num_drafts:
                 drafts.append(Draft(self.fresh_token()))
-        self.state.caught_up(item.depth, item.end_row, num_known=len(known))
+        for module, rows in enumerate(item.rows):
+            self.state.has_run(module, rows.stop, num_known=len(known))
         self.state.drafts = tuple(drafts)
         return item
 
@@ -126,24 +131,29 @@ class Play:
         return self.modules.kv[module].get(row) == true[module][row]
 
     def check(self) -> None:
-        """True and settled rows are exactly those that are; the hidden states are those of the other rows."""
-        state = self.state
-        true_rows = self.true_rows()
-        assert [state.first_row(depth) for depth in (1, 2, 3)] == [min(true_rows[:depth]) for depth in (1, 2, 3)]
-        assert state.num_settled == state.first_row(NUM_MODULES) <= state.num_rows
-        if state.num_rows > state.num_settled:
-            first = self.rng.randint(state.num_settled, state.num_rows)
-            end = self.rng.randint(first, state.num_rows)
-            assert _numbers(state.hidden(first, end)) == [self.trunk(row) for row in range(first, end)]
+        """True and settled rows are exactly those that are; what modules will read of the other rows is there."""
+        state, true_rows = self.state, self.true_rows()
+        assert [state.true_rows(module) for module in range(NUM_MODULES)] == true_rows
+        assert state.num_settled == true_rows[-1] <= state.num_rows
+        for module, (first, end) in enumerate(zip(true_rows, [state.num_rows, *true_rows], strict=False)):
+            wanted = range(self.rng.randint(first, end), end)
+            assert _numbers(state.kept(module, wanted)) == [self.true_input(module, row) for row in wanted]
+
+    def true_input(self, module: int, row: int) -> int:
+        return self.trunk(row) if module == 0 else self.truth.kv[module - 1][row]
 
 
-def _numbers(hidden: Tensor) -> list[int]:
-    return [int(value) for value in hidden[:, 0].tolist()]
+def _among_others(numbers: list[int]) -> Tensor:
+    """Rows of these numbers, [R, 1]: a view of a step with a thousand rows of other sequences."""
+    return torch.tensor([0] * 500 + numbers + [0] * 500).unsqueeze(1)[500 : 500 + len(numbers)]
+
+
+def _numbers(parts: list[Tensor]) -> list[int]:
+    return [int(value) for part in parts for value in part[:, 0].tolist()]
 
 
 def _bytes(state: DraftState) -> int:
-    """As it lies: to ask for the rows would join their parts."""
-    return sum(part.untyped_storage().nbytes() for part in state._hidden)
+    return sum(kept.num_bytes for kept in state._kept)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -173,8 +183,8 @@ def test_few_rows_wait_however_many_are_drafted(num_drafts: int) -> None:
         item = play.step(max_rows=64, num_drafts=num_drafts)
         play.check()
         most = max(most, play.state.num_rows - play.state.num_settled)
-        assert item is None or item.num_rows <= MAX_UNSETTLED
-        assert num_drafts == 0 or len(play.state.drafts) >= num_drafts
+        assert item is None or all(len(rows) <= MAX_UNSETTLED for rows in item.rows)
+        assert len(play.state.drafts) == num_drafts
     assert most <= MAX_UNSETTLED
     # All modules draft: what waits is what the last two drafts were read for. None does: the bound is made use of.
     assert most == {0: MAX_UNSETTLED - NUM_MODULES - 1, 3: NUM_MODULES - 1}.get(num_drafts, most)
@@ -189,7 +199,16 @@ def test_memory_holds_waiting_rows_only(num_drafts: int) -> None:
     for num_steps in range(80):
         play.step(max_rows=50, num_drafts=num_drafts)
         if num_steps >= 1:
-            assert _bytes(play.state) <= (MAX_UNSETTLED + 1 + NUM_MODULES + MAX_PARTS * step_rows) * row_bytes
+            rows_of_a_module = MAX_UNSETTLED + 1 + NUM_MODULES + MAX_PARTS * step_rows
+            assert _bytes(play.state) <= NUM_MODULES * rows_of_a_module * row_bytes
+
+
+def test_who_stops_drafting_soon_keeps_nobody_elses_rows_alive() -> None:
+    """What the modules made in the last draft pass is copied some steps later, although no pass comes."""
+    play = Play(random.Random(2), num_prompt=200)
+    for num_drafts in [1, 2, 3, 2, 1] + [0] * (MAX_PARTS + 1):
+        play.step(max_rows=200, num_drafts=num_drafts)
+    assert _bytes(play.state) <= NUM_MODULES * MAX_UNSETTLED * 8
 
 
 def test_rows_that_modules_left_out_are_told_from_those_that_await_drafts() -> None:
@@ -200,20 +219,26 @@ def test_rows_that_modules_left_out_are_told_from_those_that_await_drafts() -> N
         play.step(max_rows=64, num_drafts=3)
         assert (play.state.num_left_out, play.state.num_caught_up) == (0, 0)
     for _ in range(10):
-        waiting = play.state.num_rows - play.state.num_settled
         play.step(max_rows=64, num_drafts=0)
-    assert play.state.num_left_out == waiting >= 9
-    play.draft(3)
-    assert (play.state.num_left_out, play.state.num_caught_up) == (0, waiting)
+    # Those of the last step are a matter of this one, and module j always waits for j rows.
+    left_out = [play.state.num_rows - 1 - j - true for j, true in enumerate(play.true_rows())]
+    assert min(left_out) >= 8
+    for num_drafts in range(NUM_MODULES + 1):
+        play.draft(num_drafts)
+        assert play.state.num_left_out == sum(left_out[num_drafts:])
+        assert play.state.num_caught_up == sum(left_out[:num_drafts])
 
 
 @pytest.mark.parametrize(
-    ("num_accepted", "num_rows", "true_rows"),
-    [(3, 4, [10, 10, 10]), (2, 3, [10, 10, 10]), (1, 3, [10, 10, 9]), (0, 3, [10, 9, 8])],
+    ("num_accepted", "rows"),
+    [
+        (3, [range(10, 14), range(10, 14), range(10, 14)]),
+        (2, [range(10, 13), range(10, 13), range(10, 13)]),
+        (1, [range(10, 12), range(10, 12), range(9, 12)]),
+        (0, [range(10, 11), range(9, 11), range(8, 11)]),
+    ],
 )
-def test_the_next_pass_has_the_rows_of_the_specification(
-    num_accepted: int, num_rows: int, true_rows: list[int]
-) -> None:
+def test_the_next_pass_has_the_rows_of_the_specification(num_accepted: int, rows: list[range]) -> None:
     """Table 3.4: of ten rows those that read rejected drafts are run again, then 1 + accepted new ones."""
     sequence = Sequence(
         GenerateRequest("a", tuple(range(11)), SamplingSpec(max_tokens=20)),
@@ -222,16 +247,33 @@ def test_the_next_pass_has_the_rows_of_the_specification(
     state = sequence.drafting
     state.add_rows(torch.zeros(10, 1))
     first = draft_item(sequence, 3)
-    assert first == DraftItem(sequence, 0, 10, depth=3, num_drafts=3)
-    state.caught_up(3, 10, num_known=11)
+    assert first == DraftItem(sequence, (range(10),) * 3, num_drafts=3)
+    for module in range(3):
+        state.has_run(module, 10, num_known=11)
     state.drafts = (Draft(11), Draft(12), Draft(13))
     sequence.token_ids += [11, 12, 13][:num_accepted] + [50]
     state.accepted(num_accepted)
-    assert [state.first_row(depth) for depth in (1, 2, 3)] == true_rows
     state.add_rows(torch.ones(1 + num_accepted, 1))
     item = draft_item(sequence, 3)
     assert item is not None
-    assert (item.num_rows, item.end_row) == (num_rows, 11 + num_accepted)
+    assert list(item.rows) == rows
+
+
+@pytest.mark.parametrize("num_drafts", [1, 2, 3])
+def test_the_price_of_drafts_counts_the_rows_that_modules_run(num_drafts: int) -> None:
+    """Over a run of any verdicts, `StepCost.module_rows` of the tokens seen is what was run, module by module."""
+    play, num_steps = Play(random.Random(7), num_prompt=5), 400
+    cost, accepted, num_rows = StepCost(num_experts=8, top_k=2), np.zeros(NUM_MODULES), 0
+    cost.observe_left_out(num_caught_up=0, num_dropped=10**9)
+    play.step(max_rows=5, num_drafts=num_drafts)
+    for _ in range(num_steps):
+        num_known = len(play.sequence.token_ids)
+        item = play.step(max_rows=64, num_drafts=num_drafts)
+        assert item is not None
+        accepted[: len(play.sequence.token_ids) - num_known - 1] += 1.0
+        num_rows += sum(len(rows) for rows in item.rows[:num_drafts])
+    tokens = np.cumsum([1.0, *accepted / num_steps])[None]
+    assert num_rows / num_steps == pytest.approx(cost.module_rows(tokens)[0, num_drafts], rel=0.01)
 
 
 def test_those_that_have_waited_long_come_along() -> None:
@@ -255,21 +297,45 @@ def test_a_chunk_uses_prompt_tokens_and_no_drafts() -> None:
     """After 7 of 20 prompt tokens all modules run all rows; after 18, the last row waits for a third token ahead."""
     play = Play(random.Random(3), num_prompt=20)
     item = play.step(max_rows=7, num_drafts=3)
-    assert item == DraftItem(play.sequence, 0, 7, depth=3, num_drafts=0)
+    assert item == DraftItem(play.sequence, (range(7),) * 3, num_drafts=0)
     item = play.step(max_rows=11, num_drafts=3)
-    assert item == DraftItem(play.sequence, 7, 17, depth=3, num_drafts=0)
+    assert item == DraftItem(play.sequence, (range(7, 18), range(7, 18), range(7, 17)), num_drafts=0)
     assert play.state.num_settled == 17
 
 
 def test_fewer_drafts_run_fewer_modules_and_leave_the_others_behind() -> None:
-    """One draft a step: module 0 sees every row at once, the others catch up when more is asked of them."""
+    """One draft a step: module 0 sees every row at once, the others alone catch up when more is asked of them."""
     play = Play(random.Random(4), num_prompt=10)
     play.step(max_rows=64, num_drafts=1)
-    assert [play.state.first_row(depth) for depth in (1, 2, 3)] == [10, 0, 0]
+    assert play.true_rows() == [10, 0, 0]
     item = play.draft(3)
+    assert item == DraftItem(play.sequence, (range(10, 10), range(10), range(10)), num_drafts=3)
+    assert play.true_rows() == [10, 9, 8]
+
+
+@pytest.mark.parametrize("num_drafts", range(NUM_MODULES + 1))
+def test_drafts_are_as_many_as_asked_for_while_all_modules_catch_up(num_drafts: int) -> None:
+    """The rows of the others end where the tokens that they read are known."""
+    play = Play(random.Random(5), num_prompt=200)
+    item = play.step(max_rows=200, num_drafts=num_drafts)
     assert item is not None
-    assert (item.first_row, item.depth) == (0, 3)
-    assert [play.state.first_row(depth) for depth in (1, 2, 3)] == [10, 9, 8]
+    assert [rows.stop for rows in item.rows] == [200 if module < num_drafts else 200 - module for module in range(3)]
+    assert len(play.state.drafts) == num_drafts
+    play.check()
+
+
+@pytest.mark.parametrize("num_drafts", [1, 3])
+def test_a_pass_that_failed_is_not_asked_for_again(num_drafts: int) -> None:
+    """Rows count as seen, and the next pass finds something to read for every row that it runs."""
+    play = Play(random.Random(6), num_prompt=12)
+    for _ in range(6):
+        play.step(max_rows=12, num_drafts=0)
+        play.state.skip(len(play.sequence.token_ids))
+        num_rows = play.state.num_rows
+        assert [play.state.true_rows(module) for module in range(3)] == [num_rows, num_rows - 1, num_rows - 2]
+        item = play.step(max_rows=12, num_drafts=num_drafts)
+        assert item is not None
+        assert [rows.start for rows in item.rows] == [num_rows, num_rows - 1, num_rows - 2][:num_drafts]
 
 
 def test_a_prefix_hit_counts_as_settled() -> None:
@@ -279,7 +345,7 @@ def test_a_prefix_hit_counts_as_settled() -> None:
     state.restart(16)
     assert (state.num_rows, state.num_settled, len(state.drafts)) == (16, 16, 0)
     state.add_rows(torch.arange(3.0).reshape(3, 1))
-    assert _numbers(state.hidden(16, 19)) == [0, 1, 2]
+    assert _numbers(state.kept(0, range(16, 19))) == [0, 1, 2]
 
 
 def test_a_sequence_shorter_than_the_modules_look_ahead() -> None:
@@ -288,7 +354,7 @@ def test_a_sequence_shorter_than_the_modules_look_ahead() -> None:
     play.step(max_rows=1, num_drafts=3)
     play.sequence.token_ids += [play.state.drafts[0].token_id, play.fresh_token()]
     play.add_rows(1, 1)
-    assert [play.state.first_row(depth) for depth in (1, 2, 3)] == [1, 1, 0]
+    assert [play.state.true_rows(module) for module in range(3)] == [1, 1, 0]
     play.check()
     play.draft(3)
     play.check()
