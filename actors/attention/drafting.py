@@ -52,28 +52,31 @@ class DraftPass:
 
 
 def draft_items(sequences: SequenceOf[Sequence], lengths: Mapping[Sequence, int]) -> list[DraftItem]:
-    """What sequences have to compute to propose as many tokens as `lengths` says. Where the rows of one must not wait
-    any longer, those of others that have waited for half as long come along: a pass for one costs as much as for some.
-    """
+    """What sequences have to compute to propose as many tokens as `lengths` says. Prompts are settled at once. Where
+    later rows of one must not wait any longer, those of others that have waited for half as long come along: a pass for
+    one costs as much as for some."""
     waiting = [_num_waiting(sequence) for sequence in sequences]
     is_due = max(waiting, default=0) > MAX_UNSETTLED
     items = []
     for sequence, num_waiting in zip(sequences, waiting, strict=True):
-        num_drafts = lengths.get(sequence, 0)
-        if _is_decoding(sequence):
-            if not num_drafts and not is_due:
-                continue
-            rows = _rows(sequence, num_drafts, catches_up=is_due and 2 * num_waiting > MAX_UNSETTLED)
-        else:
-            num_drafts, rows = 0, _rows(sequence, 0, catches_up=True)
-        if any(rows):
-            items.append(DraftItem(sequence, rows, num_drafts))
+        num_drafts = lengths.get(sequence, 0) if _is_decoding(sequence) else 0
+        catches_up = _has_new_prompt(sequence) or (is_due and 2 * num_waiting > MAX_UNSETTLED)
+        if num_drafts or catches_up:
+            rows = _rows(sequence, num_drafts, catches_up=catches_up)
+            if any(rows):
+                items.append(DraftItem(sequence, rows, num_drafts))
     return items
 
 
 def _is_decoding(sequence: Sequence) -> bool:
     """Whether the newest token alone is not computed yet."""
     return sequence.drafting.num_rows == len(sequence.token_ids) - 1
+
+
+def _has_new_prompt(sequence: Sequence) -> bool:
+    """Whether some rows of the prompt are not settled but could be: others may be waiting to share them."""
+    state = sequence.drafting
+    return state.num_settled < min(state.num_rows, sequence.num_prompt_tokens + 1 - state.num_modules)
 
 
 def _rows(sequence: Sequence, num_drafts: int, *, catches_up: bool) -> tuple[range, ...]:

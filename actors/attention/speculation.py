@@ -11,7 +11,7 @@ from torch import Tensor
 from actors.attention.drafting import MAX_UNSETTLED, Drafter, DraftItem, draft_items
 from actors.attention.scheduler import ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence, SequenceState
-from actors.speculative.acceptance import PRIOR_RATE, PRIOR_WEIGHT, global_acceptance
+from actors.speculative.acceptance import PRIOR_WEIGHT, global_acceptance
 from actors.speculative.draft_length import Drafting, DraftLengths
 from actors.speculative.stats import SpeculationCounts, SpeculationStats
 
@@ -54,6 +54,8 @@ class Speculation:
         self._num_steps += 1
         if self._num_steps % LOG_EVERY == 0:
             logger.debug("speculation: %s", self.stats)
+        if any(item.drafts for item in items):
+            self._acceptance.forget()
         now = self._clock()
         if items and all(item.num_tokens == 1 and item.needs_logits for item in items):
             self._lengths.cost.observe_step(sum(item.num_rows for item in items), now - self._began_at)
@@ -103,7 +105,7 @@ class Speculation:
         return dict(zip(sequences, choice.lengths, strict=True))
 
     def _drafting(self, sequences: SequenceOf[Sequence], limits: SequenceOf[int]) -> list[Drafting]:
-        everybody = self._acceptance.rates([PRIOR_RATE] * self._lengths.max_drafts, PRIOR_WEIGHT)
+        everybody = self._acceptance.chained_rates()
         return [
             Drafting(
                 state.acceptance.rates(everybody, PRIOR_WEIGHT),

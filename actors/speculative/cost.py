@@ -9,10 +9,10 @@ Where steps of a size were seen, what they took counts, not the formula.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import mul
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,16 +24,17 @@ RIDGE = 1e-4  # keeps the fit defined while all steps look alike
 REFIT_EVERY = 32  # observations, or a quarter of all while they are few: a fit takes longer than a decision
 ENOUGH = 8  # observations before a prediction means something
 AT_ONCE = 8  # steps of as many rows that are learnt from together: learning takes as long as a row of a small model
+PASSES_AT_ONCE = 4  # draft passes that are learnt from together; their features are averaged, for all is linear
 SHORTEST = 1e-6  # seconds
 # Standard deviations of logarithms, as of a machine whose neighbours come and go.
 NOISE = 0.1  # of one step around what it should take
-PACE_DRIFT = 0.05  # of the whole machine, from step to step
-SIZE_DRIFT = 0.005  # of one size against the others, from step to step
+PACE_DRIFT = 0.02  # of the whole machine, from step to step
+SIZE_DRIFT = 0.003  # of one size against the others, from step to step
 UNKNOWN = 0.2  # of a size that was never seen around the formula
 MAX_SURPRISE = 0.4  # what one step can prove at most
 LEFT_OUT_PRIOR = 256.0  # rows; before anything was seen, all are seen later
 LEFT_OUT_MEMORY = 32.0  # sequences after whose end an old one counts for 1 / e
-SIZES_PER_DOUBLING = 16  # steps whose rows differ by less than 4 % are of one size
+FEW_ROWS, KNOTS_PER_DOUBLING = 4, 2  # see `_place`
 
 
 Numbers = TypeVar("Numbers", float, FloatArray)
@@ -87,13 +88,16 @@ class LinearCost:
 
 
 class Durations:
-    """What steps of each size take, and the pace of the machine, which is that of all sizes together. A Kalman filter
-    of both, in logarithms and without their covariance: a step that takes long is laid to whichever is known less
-    well, so that a slow moment does not make the present size look dear."""
+    """What steps of each size take, and the pace of the machine, which is that of all sizes together.
+
+    A line through knots, over the logarithm of rows, whose heights are logarithms of seconds at a pace of 0. A Kalman
+    filter without covariances moves knots and pace: a step that takes long is laid to whichever is known less well, so
+    that a slow moment does not make the present size look dear.
+    """
 
     def __init__(self) -> None:
         self._pace, self._pace_variance = 0.0, UNKNOWN**2
-        self._sizes: dict[int, tuple[float, float, int]] = {}  # mean at a pace of 0, variance, step when it was seen
+        self._knots: dict[int, _Knot] = {}
         self._num_steps = 0
 
     @property
@@ -101,24 +105,52 @@ class Durations:
         """Seconds that pass for each second of the formula."""
         return math.exp(self._pace)
 
-    def seconds(self, num_rows: int, formula_s: float) -> float:
-        """Of a step with so many rows. formula_s: for a size that was never seen."""
-        known = self._sizes.get(_size(num_rows))
-        return math.exp(self._pace) * (formula_s if known is None else math.exp(known[0]))
+    def seconds(self, num_rows: FloatArray, formula_s: Callable[[float], float], curiosity: float = 0.0) -> FloatArray:
+        """Of steps with so many rows, [N], ascending. formula_s: of rows, for sizes that were never seen. curiosity:
+        standard deviations by which a step may be faster than expected."""
+        places = np.array([_place(rows) for rows in num_rows.tolist()])
+        first = int(places[0])
+        knots = [self._knot(idx, formula_s) for idx in range(first, int(places[-1]) + 2)]
+        heights = np.array([knot.height for knot in knots])
+        variances = np.array([self._variance(knot) for knot in knots])
+        left = places.astype(np.int64) - first
+        share = places - first - left
+        height = (1.0 - share) * heights[left] + share * heights[left + 1]
+        deviation = np.sqrt((1.0 - share) ** 2 * variances[left] + share**2 * variances[left + 1])
+        return np.asarray(np.exp(self._pace + height - curiosity * deviation))
 
-    def observe(self, num_rows: int, seconds: float, formula_s: float, num_steps: int = 1) -> None:
+    def observe(self, num_rows: int, seconds: float, formula_s: Callable[[float], float], num_steps: int = 1) -> None:
         """`num_steps` with so many rows took as many seconds each."""
         self._num_steps += num_steps
-        size = _size(num_rows)
-        mean, variance, seen_at = self._sizes.get(size, (math.log(formula_s), UNKNOWN**2, self._num_steps))
-        variance = min(variance + SIZE_DRIFT**2 * (self._num_steps - seen_at), UNKNOWN**2)
-        pace_variance = min(self._pace_variance + num_steps * PACE_DRIFT**2, UNKNOWN**2)
-        noise_variance = NOISE**2 / num_steps
-        surprise = min(max(math.log(seconds) - self._pace - mean, -MAX_SURPRISE), MAX_SURPRISE)
-        gain, pace_gain = (each / (variance + pace_variance + noise_variance) for each in (variance, pace_variance))
-        self._sizes[size] = mean + gain * surprise, variance * (1.0 - gain), self._num_steps
+        parts = [(weight, self._knots.setdefault(idx, self._knot(idx, formula_s))) for idx, weight in _parts(num_rows)]
+        self._pace_variance = min(self._pace_variance + num_steps * PACE_DRIFT**2, UNKNOWN**2)
+        variances = [self._variance(knot) for _, knot in parts]
+        of_size = sum(weight**2 * variance for (weight, _), variance in zip(parts, variances, strict=True))
+        total = of_size + self._pace_variance + NOISE**2 / num_steps
+        height = sum(weight * knot.height for weight, knot in parts)
+        surprise = min(max(math.log(seconds) - self._pace - height, -MAX_SURPRISE), MAX_SURPRISE)
+        for (weight, knot), variance in zip(parts, variances, strict=True):
+            gain = weight * variance / total
+            knot.height += gain * surprise
+            knot.variance, knot.seen_at = variance * (1.0 - weight * gain), self._num_steps
+        pace_gain = self._pace_variance / total
         self._pace += pace_gain * surprise
-        self._pace_variance = pace_variance * (1.0 - pace_gain)
+        self._pace_variance *= 1.0 - pace_gain
+
+    def _knot(self, idx: int, formula_s: Callable[[float], float]) -> _Knot:
+        """As seen, or as the formula has it now."""
+        known = self._knots.get(idx)
+        return _Knot(math.log(formula_s(_rows_at(idx))), UNKNOWN**2, self._num_steps) if known is None else known
+
+    def _variance(self, knot: _Knot) -> float:
+        return min(knot.variance + SIZE_DRIFT**2 * (self._num_steps - knot.seen_at), UNKNOWN**2)
+
+
+@dataclass
+class _Knot:
+    height: float
+    variance: float
+    seen_at: int  # step
 
 
 @dataclass
@@ -139,6 +171,7 @@ class StepCost:
         self._drafting = LinearCost(3)
         self._durations = Durations()
         self._alike = _Alike()
+        self._passes: list[tuple[float, float, float, float]] = []  # that were not learnt from yet
         self._num_caught_up, self._num_dropped = LEFT_OUT_PRIOR, 0.0
 
     @property
@@ -158,7 +191,11 @@ class StepCost:
 
     def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
         """A draft pass. num_module_rows: rows of all modules added up."""
-        self._drafting.observe((num_modules, num_module_rows, num_drafts), seconds / self._durations.pace)
+        self._passes.append((num_modules, num_module_rows, num_drafts, seconds / self._durations.pace))
+        if len(self._passes) == PASSES_AT_ONCE or not self.is_known:
+            *features, mean_s = (sum(column) / len(self._passes) for column in zip(*self._passes, strict=True))
+            self._drafting.observe(features, mean_s)
+            self._passes.clear()
 
     def observe_left_out(self, num_caught_up: int, num_dropped: int) -> None:
         """A sequence has ended. Of the rows that modules had left out, these were seen later, those never."""
@@ -167,20 +204,17 @@ class StepCost:
         self._num_dropped = keep * self._num_dropped + num_dropped
 
     def step_seconds(self, num_rows: int) -> float:
-        return self._durations.seconds(num_rows, self._formula_s(num_rows))
+        return float(self.steps_seconds(num_rows, num_rows)[0])
 
-    def steps_seconds(self, first: int, last: int) -> FloatArray:
-        """Of steps with first, first + 1, ..., last rows, [last - first + 1]."""
-        num_rows = np.arange(first, last + 1, dtype=np.float64)
-        base, per_row, per_expert = self._step.coefficients
-        experts = distinct_experts(num_rows, self._num_experts, self._top_k)
-        formula_s = np.maximum(base + per_row * num_rows + per_expert * experts, SHORTEST).tolist()
-        return np.array([self._durations.seconds(first + idx, each) for idx, each in enumerate(formula_s)])
+    def steps_seconds(self, first: int, last: int, curiosity: float = 0.0) -> FloatArray:
+        """Of steps with first, first + 1, ..., last rows, [last - first + 1]. curiosity: see `Durations.seconds`."""
+        return self._durations.seconds(np.arange(first, last + 1, dtype=np.float64), self._formula_s, curiosity)
 
-    def drafting_seconds(self, num_modules: int, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
-        """Of a pass through so many modules."""
+    def drafting_seconds(self, num_modules: Any, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
+        """Of a pass through so many modules, a number or an array as the others."""
         of_module, of_row, of_draft = self._drafting.coefficients
-        return self._durations.pace * (of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts)
+        seconds: Numbers = of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts
+        return self._durations.pace * seconds
 
     def module_rows(self, num_tokens: FloatArray) -> FloatArray:
         """Rows added up over modules that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`,
@@ -203,14 +237,29 @@ class StepCost:
             return
         num_rows, mean_s = alike.num_rows, alike.seconds / alike.num_steps
         self._step.observe(self._features(num_rows), mean_s / self._durations.pace)
-        self._durations.observe(num_rows, max(mean_s, SHORTEST), self._formula_s(num_rows), alike.num_steps)
+        self._durations.observe(num_rows, max(mean_s, SHORTEST), self._formula_s, alike.num_steps)
 
-    def _formula_s(self, num_rows: int) -> float:
+    def _formula_s(self, num_rows: float) -> float:
         return max(self._step.seconds(self._features(num_rows)), SHORTEST)
 
-    def _features(self, num_rows: int) -> tuple[float, float, float]:
-        return 1.0, float(num_rows), distinct_experts(num_rows, self._num_experts, self._top_k)
+    def _features(self, num_rows: float) -> tuple[float, float, float]:
+        return 1.0, num_rows, distinct_experts(num_rows, self._num_experts, self._top_k)
 
 
-def _size(num_rows: int) -> int:
-    return round(SIZES_PER_DOUBLING * math.log2(max(num_rows, 1)))
+def _place(num_rows: float) -> float:
+    """Where a size lies among the knots: up to FEW_ROWS each has its own, then a doubling has KNOTS_PER_DOUBLING."""
+    if num_rows <= FEW_ROWS:
+        return float(num_rows)
+    return FEW_ROWS + KNOTS_PER_DOUBLING * math.log2(num_rows / FEW_ROWS)
+
+
+def _parts(num_rows: int) -> list[tuple[int, float]]:
+    """The knots beside a size, and how much of its height is theirs."""
+    place = _place(num_rows)
+    first = int(place)
+    return [(idx, share) for idx, share in ((first, 1.0 - (place - first)), (first + 1, place - first)) if share > 0.0]
+
+
+def _rows_at(idx: int) -> float:
+    """The inverse."""
+    return float(idx) if idx <= FEW_ROWS else FEW_ROWS * 2.0 ** ((idx - FEW_ROWS) / KNOTS_PER_DOUBLING)

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,16 @@ from actors.speculative.cost import StepCost
 from routing.load.sums import FloatArray
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-WORTH_DRAFTING = 1.04  # what drafts must promise against none: rates and prices are estimates, and none needs neither
+WORTH_DRAFTING = 1.03  # what drafts must promise against none: rates and prices are estimates, and none needs neither
 DECIDE_EVERY = 8  # steps: deciding takes as long as a row of a small model
+CURIOSITY = 0.5  # standard deviations
 PROBE_EVERY = 4  # decisions after which everybody tries another length: what nobody tries is never seen again
 PROBE_AT_MOST_EVERY = 16  # decisions, while tries teach nothing new
 PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
 TRIED_BY = 4  # longer drafts are tried by one sequence in so many, with the fewest rows to catch up
-LEARNING_STEPS = 24  # steps with as many sequences that try every length in turn, to learn what they cost
+LEARNING_STEPS = 32  # steps with as many sequences that try every length in turn, to learn what they cost
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class DraftLengths:
         """The choice for this batch."""
         if self._is_learning(sequences):
             return Choice(_uniform(self._num_choices % (self.max_drafts + 1), sequences), "learning")
-        outlook = Outlook(sequences, self.cost)
+        outlook = Outlook(sequences, self.cost, CURIOSITY)
         best = _worthwhile(outlook)
         last = tuple(k if s.last is None else min(s.last, s.limit) for k, s in zip(best, sequences, strict=True))
         best_rate, last_rate = map(outlook.tokens_per_second, (best, last))
@@ -156,9 +157,13 @@ class Outlook:
     tokens, module_rows: float64 [S, 1 + K], expected in a step.
     """
 
-    def __init__(self, sequences: Sequence[Drafting], cost: StepCost) -> None:
+    def __init__(self, sequences: Sequence[Drafting], cost: StepCost, curiosity: float = 0.0) -> None:
+        """curiosity: standard deviations by which a step may be faster than expected. Only a look tells whether a size
+        that was not seen for long has become cheaper."""
         self._cost = cost
         self._limits = np.array([s.limit for s in sequences])
+        most = len(sequences) + int(self._limits.sum())
+        self._step_s = cost.steps_seconds(len(sequences), most, curiosity)  # by the number of drafts
         chances = np.cumprod(np.array([s.rates for s in sequences]), axis=1)  # that each draft is kept
         self.tokens = np.ones((len(sequences), 1 + chances.shape[1]))
         np.cumsum(chances, axis=1, out=self.tokens[:, 1:])
@@ -169,7 +174,7 @@ class Outlook:
         """What a choice promises, of all sequences."""
         chosen = np.arange(len(lengths)), np.array(lengths)
         num_drafts = sum(lengths)
-        step_s = self._cost.step_seconds(len(lengths) + num_drafts)
+        step_s = float(self._step_s[num_drafts])
         drafting_s = self._cost.drafting_seconds(max(lengths), float(self.module_rows[chosen].sum()), float(num_drafts))
         return len(lengths) ** 2 / float((1.0 / self.tokens[chosen]).sum()) / (step_s + drafting_s)
 
@@ -183,22 +188,17 @@ class Outlook:
         """
         gains = -np.diff(1.0 / self.tokens, axis=1)  # of a sequence's steps for each of its tokens
         numbers, sequences = self._ranked(gains)
-        num_sequences = len(self.tokens)
-        step_s = self._cost.steps_seconds(num_sequences, num_sequences + len(numbers))
-        more_rows = np.diff(self.module_rows, axis=1)
-        best_rate, best = 0.0, numbers[:0]
-        for depth in range(int(self._limits.max(initial=0)) + 1):
-            taken = np.flatnonzero(numbers <= depth)
-            of_drafts = sequences[taken], numbers[taken] - 1
-            steps_per_token = num_sequences - _running(gains[of_drafts])
-            module_rows = self.module_rows[:, 0].sum() + _running(more_rows[of_drafts])
-            num_drafts = np.arange(len(taken) + 1, dtype=np.float64)
-            seconds = step_s[: len(taken) + 1] + self._cost.drafting_seconds(depth, module_rows, num_drafts)
-            rates = 1.0 / (steps_per_token * seconds)
-            count = int(rates.argmax())
-            if rates[count] > best_rate:
-                best_rate, best = rates[count], taken[:count]
-        return tuple(np.bincount(sequences[best], minlength=num_sequences).tolist())
+        of_drafts = sequences, numbers - 1
+        num_sequences, depths = len(self.tokens), np.arange(self.tokens.shape[1])[:, None]
+        is_taken = numbers <= depths  # [depths, drafts]
+        num_drafts = _running(is_taken)
+        steps_per_token = num_sequences - _running(is_taken * gains[of_drafts])
+        module_rows = self.module_rows[:, 0].sum() + _running(is_taken * np.diff(self.module_rows, axis=1)[of_drafts])
+        seconds = self._step_s[num_drafts.astype(np.int64)]
+        seconds = seconds + self._cost.drafting_seconds(depths, module_rows, num_drafts)
+        depth, count = np.unravel_index((steps_per_token * seconds).argmin(), seconds.shape)
+        best = sequences[:count][is_taken[depth, :count]]
+        return tuple(np.bincount(best, minlength=num_sequences).tolist())
 
     def _ranked(self, gains: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Every draft that a sequence can use: its number from 1 and its sequence, those that gain most first and a
@@ -216,9 +216,11 @@ def _worthwhile(outlook: Outlook) -> tuple[int, ...]:
     return best if best_rate >= WORTH_DRAFTING * plain_rate else none
 
 
-def _running(values: FloatArray) -> FloatArray:
-    """Sums of the first 0, 1, ... values."""
-    return np.concatenate(([0.0], np.cumsum(values)))
+def _running(values: NDArray[Any]) -> FloatArray:
+    """Sums of the first 0, 1, ... values of each row."""
+    sums = np.zeros((values.shape[0], values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _doublings(batch: Sized) -> int:

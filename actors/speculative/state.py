@@ -70,7 +70,9 @@ class DraftState:
 
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         """Drafts of this sequence were verified: for its acceptance rates, and for the client."""
-        self.acceptance.observe(num_drafts, num_accepted)
+        if num_drafts:
+            self.acceptance.forget()
+            self.acceptance.observe(num_drafts, num_accepted)
         self._tally.observe(num_drafts, num_accepted)
 
     def take_counts(self) -> DraftCounts:

@@ -306,11 +306,15 @@ def test_a_chunk_uses_prompt_tokens_and_no_drafts() -> None:
 def test_fewer_drafts_run_fewer_modules_and_leave_the_others_behind() -> None:
     """One draft a step: module 0 sees every row at once, the others alone catch up when more is asked of them."""
     play = Play(random.Random(4), num_prompt=10)
-    play.step(max_rows=64, num_drafts=1)
-    assert play.true_rows() == [10, 0, 0]
-    item = play.draft(3)
-    assert item == DraftItem(play.sequence, (range(10, 10), range(10), range(10)), num_drafts=3)
+    play.step(max_rows=64, num_drafts=0)
     assert play.true_rows() == [10, 9, 8]
+    for _ in range(5):
+        play.step(max_rows=64, num_drafts=1)
+    num_rows = play.state.num_rows
+    assert play.true_rows() == [num_rows, 9, 8]
+    item = play.draft(3)
+    assert item == DraftItem(play.sequence, (range(num_rows, num_rows), range(9, num_rows), range(8, num_rows)), 3)
+    assert play.true_rows() == [num_rows, num_rows - 1, num_rows - 2]
 
 
 @pytest.mark.parametrize("num_drafts", range(NUM_MODULES + 1))
@@ -328,6 +332,7 @@ def test_drafts_are_as_many_as_asked_for_while_all_modules_catch_up(num_drafts: 
 def test_a_pass_that_failed_is_not_asked_for_again(num_drafts: int) -> None:
     """Rows count as seen, and the next pass finds something to read for every row that it runs."""
     play = Play(random.Random(6), num_prompt=12)
+    play.step(max_rows=12, num_drafts=0)
     for _ in range(6):
         play.step(max_rows=12, num_drafts=0)
         play.state.skip(len(play.sequence.token_ids))
