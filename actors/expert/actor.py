@@ -144,5 +144,7 @@ def load_shard(config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep
         row_independent=config.deterministic,
         families=config.kernels,
     )
-    monitor = ExpertMonitor(len(model.moe_layers), expert_map.slots_per_rank) if config.monitor_load else None
+    monitor = None
+    if config.monitor_load:
+        monitor = ExpertMonitor(len(model.moe_layers), expert_map.slots_per_rank, device=config.device)
     return ExpertShard(model, expert_map, ep_rank, layers, kernels, monitor)

@@ -24,7 +24,7 @@ RIDGE = 1e-4  # keeps the fit defined while all steps look alike
 REFIT_EVERY = 32  # observations, or a quarter of all while they are few: a fit takes longer than a decision
 ENOUGH = 8  # observations before a prediction means something
 AT_ONCE = 8  # steps of as many rows that are learnt from together: learning takes as long as a row of a small model
-PASSES_AT_ONCE = 4  # draft passes that are learnt from together; their features are averaged, for all is linear
+PASSES_AT_ONCE = 4  # draft passes through as many modules that are learnt from together: all is linear in them
 SHORTEST = 1e-6  # seconds
 # Standard deviations of logarithms, as of a machine whose neighbours come and go.
 NOISE = 0.1  # of one step around what it should take
@@ -191,11 +191,11 @@ class StepCost:
 
     def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
         """A draft pass. num_module_rows: rows of all modules added up."""
+        if self._passes and self._passes[-1][0] != num_modules:
+            self._learn_passes()
         self._passes.append((num_modules, num_module_rows, num_drafts, seconds / self._durations.pace))
         if len(self._passes) == PASSES_AT_ONCE or not self.is_known:
-            *features, mean_s = (sum(column) / len(self._passes) for column in zip(*self._passes, strict=True))
-            self._drafting.observe(features, mean_s)
-            self._passes.clear()
+            self._learn_passes()
 
     def observe_left_out(self, num_caught_up: int, num_dropped: int) -> None:
         """A sequence has ended. Of the rows that modules had left out, these were seen later, those never."""
@@ -238,6 +238,11 @@ class StepCost:
         num_rows, mean_s = alike.num_rows, alike.seconds / alike.num_steps
         self._step.observe(self._features(num_rows), mean_s / self._durations.pace)
         self._durations.observe(num_rows, max(mean_s, SHORTEST), self._formula_s, alike.num_steps)
+
+    def _learn_passes(self) -> None:
+        *features, mean_s = (sum(column) / len(self._passes) for column in zip(*self._passes, strict=True))
+        self._drafting.observe(features, mean_s)
+        self._passes.clear()
 
     def _formula_s(self, num_rows: float) -> float:
         return max(self._step.seconds(self._features(num_rows)), SHORTEST)

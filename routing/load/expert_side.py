@@ -22,12 +22,16 @@ OUTPUTS_EVERY = 256  # calls of a layer of which one is looked at
 class ExpertMonitor:
     """`record` belongs to the serving thread, `take` may be called by any."""
 
-    def __init__(self, num_moe_layers: int, slots_per_rank: int, *, outputs_every: int = OUTPUTS_EVERY) -> None:
-        """outputs_every: calls of one layer of which one is looked at; each layer counts its own."""
+    def __init__(
+        self, num_moe_layers: int, slots_per_rank: int, *, outputs_every: int = OUTPUTS_EVERY, device: str = "cpu"
+    ) -> None:
+        """outputs_every: calls of one layer of which one is looked at; each layer counts its own. device: where calls
+        are computed."""
         self._shape = (num_moe_layers, slots_per_rank)
         self._outputs_every = outputs_every
         self._until_outputs = [1] * num_moe_layers
         self._tally = open_tally(*self._shape)
+        self._is_on_host = device == "cpu"
         self._lock = threading.Lock()
         self._norms = ExpertSample.empty(*self._shape)
 
@@ -35,11 +39,11 @@ class ExpertMonitor:
         """A call was computed. pair_slot: int32 [P], read at once, so that its memory may be used again. unweighted:
         its outputs, [P, H]; those of all but one call in `outputs_every` of a layer are passed over."""
         # From a GPU this waits, as checking the frame did before.
-        slots = pair_slot if pair_slot.is_cpu else pair_slot.cpu()
+        slots = pair_slot if self._is_on_host else pair_slot.cpu()
         self._tally.add(moe_layer_idx, slots, num_rows, seconds)
-        self._until_outputs[moe_layer_idx] -= 1
-        if not self._until_outputs[moe_layer_idx]:
-            self._until_outputs[moe_layer_idx] = self._outputs_every
+        until_outputs = self._until_outputs[moe_layer_idx] - 1
+        self._until_outputs[moe_layer_idx] = until_outputs or self._outputs_every
+        if not until_outputs:
             self._look_at(moe_layer_idx, slots, unweighted)
 
     def take(self) -> ExpertSample | None:

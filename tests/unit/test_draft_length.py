@@ -18,7 +18,6 @@ from actors.speculative.cost import AT_ONCE, ENOUGH, LinearCost, StepCost, disti
 from actors.speculative.draft_length import (
     DECIDE_EVERY,
     HYSTERESIS,
-    LEARNING_STEPS,
     PROBE_AT_MOST_EVERY,
     PROBE_EVERY,
     WORTH_DRAFTING,
@@ -26,6 +25,7 @@ from actors.speculative.draft_length import (
     Drafting,
     DraftLengths,
     Outlook,
+    learning_steps,
 )
 from actors.speculative.stats import SpeculationStats
 
@@ -93,8 +93,9 @@ def _decide(chooser: DraftLengths, sequences: Sequence[Drafting]) -> Choice:
 
 def _past_learning(cost: StepCost, num_sequences: int = 1) -> DraftLengths:
     chooser = DraftLengths("adaptive", MAX_DRAFTS, cost)
-    for _ in range(LEARNING_STEPS):
-        assert _step(chooser, [_sequence(0.5, 0.5, 0.5)] * num_sequences).reason == "learning"
+    batch = [_sequence(0.5, 0.5, 0.5)] * num_sequences
+    for _ in range(learning_steps(batch)):
+        assert _step(chooser, batch).reason == "learning"
     return chooser
 
 
@@ -211,10 +212,11 @@ def test_a_fixed_number_is_limited_by_what_a_sequence_can_use() -> None:
 def test_learning_tries_every_length_within_limits() -> None:
     """Each length as often, for all alike; and learning goes on while too little was seen to compare."""
     chooser = DraftLengths("adaptive", MAX_DRAFTS, StepCost(NUM_EXPERTS, TOP_K))
-    choices = [_step(chooser, [_sequence(1, 1, 1), _sequence(1, 1, 1, limit=1)]) for _ in range(2 * LEARNING_STEPS)]
+    batch = [_sequence(1, 1, 1), _sequence(1, 1, 1, limit=1)]
+    choices = [_step(chooser, batch) for _ in range(2 * learning_steps(batch))]
     assert {choice.reason for choice in choices} == {"learning"}
     lengths = [choice.lengths[0] for choice in choices]
-    assert [lengths.count(length) for length in range(4)] == [LEARNING_STEPS // 2] * 4
+    assert [lengths.count(length) for length in range(4)] == [learning_steps(batch) // 2] * 4
     assert all(choice.lengths[1] == min(choice.lengths[0], 1) for choice in choices)
 
 
@@ -223,7 +225,7 @@ def test_a_batch_of_another_size_is_learnt_anew() -> None:
     chooser = _past_learning(Machine(10.0, 0.5, 0.0, 0.1, 0.01).learnt(1))
     assert _decide(chooser, [_sequence(0.5, 0.5, 0.5)]).reason != "learning"
     eight = [_sequence(0.5, 0.5, 0.5, last=0)] * 8
-    assert [_step(chooser, eight).reason for _ in range(LEARNING_STEPS + 1)][-2:] == ["learning", "kept"]
+    assert [_step(chooser, eight).reason for _ in range(learning_steps(eight) + 1)][-2:] == ["learning", "kept"]
     assert _step(chooser, [*eight, _sequence(0.5, 0.5, 0.5, last=0)]).reason != "learning"
 
 
