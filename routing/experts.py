@@ -179,11 +179,14 @@ def _check(expert_map: ExpertMap) -> None:
         raise ValueError(f"logical ids must lie in [-1, {expert_map.num_logical_experts})")
     if table.shape[1] < expert_map.num_logical_experts:
         raise ValueError(f"{table.shape[1]} slots cannot hold {expert_map.num_logical_experts} logical experts")
-    for layer, row in enumerate(table):
-        missing = set(range(expert_map.num_logical_experts)) - set(row.tolist())
-        if missing:
-            raise ValueError(f"MoE layer {layer}: logical experts {sorted(missing)[:8]} have no physical copy")
-        for ep_rank, slots in enumerate(row.reshape(ep_size, -1)):
-            held = slots[slots != EMPTY_SLOT]
-            if len(np.unique(held)) != len(held):
-                raise ValueError(f"MoE layer {layer}: rank {ep_rank} holds two copies of one logical expert")
+    is_held = np.zeros((table.shape[0], expert_map.num_logical_experts + 1), dtype=np.bool_)
+    np.put_along_axis(is_held, table, values=True, axis=1)  # empty slots are -1: the last column
+    is_missing = ~is_held[:, :-1]
+    slots = np.sort(table.reshape(len(table), ep_size, expert_map.slots_per_rank), axis=2)
+    is_double = ((slots[..., 1:] == slots[..., :-1]) & (slots[..., 1:] != EMPTY_SLOT)).any(axis=2)
+    for layer in np.flatnonzero(is_missing.any(axis=1) | is_double.any(axis=1)).tolist():
+        if is_missing[layer].any():
+            missing = np.flatnonzero(is_missing[layer]).tolist()
+            raise ValueError(f"MoE layer {layer}: logical experts {missing[:8]} have no physical copy")
+        ep_rank = int(is_double[layer].argmax())
+        raise ValueError(f"MoE layer {layer}: rank {ep_rank} holds two copies of one logical expert")

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -82,30 +83,49 @@ def start(engine: EngineStep, prompts: Sequence[Sequence[int]], name: str) -> St
     return timer
 
 
-def paired_ratio(
+@dataclass(frozen=True)
+class Ratios:
+    """Step time on / off of one round. typical: the median over pairs of steps. total: of all steps together, with
+    those now and then in which a group of steps is counted, and those that something else disturbed."""
+
+    typical: float
+    total: float
+
+
+def paired_ratios(
     both: Mapping[str, EngineStep], prompts: Sequence[Sequence[int]], num_steps: int, number: int
-) -> float:
-    """Step time on / off: the median over pairs of steps, one right after the other, so that a machine that becomes
-    slower slows both. What was counted is taken, as a report would."""
+) -> Ratios:
+    """Of pairs of steps, one right after the other, so that a machine that becomes slower slows both. What was counted
+    is taken, as a report would."""
     timers = {name: start(engine, prompts, f"{name}{number}") for name, engine in both.items()}
-    pairs = []
+    pairs, total_s = [], dict.fromkeys(both, 0.0)
     for idx in range(num_steps):
         order = ("on", "off") if idx % 2 else ("off", "on")
         took_s = {name: timers[name].step() for name in order}
         pairs.append(took_s["on"] / took_s["off"])
+        total_s = {name: total_s[name] + took_s[name] for name in both}
     for name, timer in timers.items():
         timer.forget()
         monitor = both[name].monitor
         if monitor is not None:
             monitor.take()
-    return median(pairs)
+    return Ratios(median(pairs), total_s["on"] / total_s["off"])
 
 
 def ratios(
     both: Mapping[str, EngineStep], prompts: Sequence[Sequence[int]], rounds: int, num_steps: int
-) -> list[float]:
+) -> list[Ratios]:
     """Of each round; the first warms up and is left out."""
-    return [paired_ratio(both, prompts, num_steps, number) for number in range(rounds + 1)][1:]
+    return [paired_ratios(both, prompts, num_steps, number) for number in range(rounds + 1)][1:]
+
+
+def row(form: str, streams: int, found: Sequence[Ratios]) -> str:
+    """Of the table: medians over the rounds, and the range of the rounds."""
+    typical, total = [ratio.typical for ratio in found], [ratio.total for ratio in found]
+    return (
+        f"| {form} | {streams} | {median(typical):.4f} | {min(typical):.3f} to {max(typical):.3f} "
+        f"| {median(total):.4f} | {min(total):.3f} to {max(total):.3f} |"
+    )
 
 
 def main() -> None:
@@ -113,23 +133,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, MAX_STREAMS])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--steps", type=int, default=48, help="of each round")
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in a replica
     model = read_model_config(options.checkpoint)
     prompts = [ids[-MAX_MODEL_LEN // 2 :] for ids in mixed_prompts(options.checkpoint, MAX_STREAMS)]
-    rows: dict[str, list[float]] = {}
-    print("| expert ranks | streams | step time on / off, median of rounds | range |\n|---|---|---|---|")
+    rows: dict[str, list[list[float]]] = {}
+    print("step time on / off, median over the rounds and their range; all: of a round's steps together")
+    print("| expert ranks | streams | typical step | range | all | range |\n|---|---|---|---|---|---|")
     for is_separate, form in ((False, "in one process"), (True, "eight processes")):
         with tiers(options.checkpoint, model, is_separate=is_separate) as experts:
             both = engines(options.checkpoint, model, experts)
             for streams in options.streams:
                 found = ratios(both, prompts[:streams], options.rounds, options.steps)
-                print(
-                    f"| {form} | {streams} | {median(found):.4f} | {min(found):.3f} to {max(found):.3f} |", flush=True
-                )
-                rows[f"{form}, {streams}"] = [round(ratio, 4) for ratio in found]
+                print(row(form, streams, found), flush=True)
+                rows[f"{form}, {streams}"] = [[round(ratio.typical, 4), round(ratio.total, 4)] for ratio in found]
     print(json.dumps({"benchmark": "monitor", "ratios": rows}))
 
 

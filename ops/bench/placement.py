@@ -35,7 +35,7 @@ SEED = 35
 
 LEGEND = """\
 balance: mean over layers of mean / max pairs of a rank, and the most that so many slots allow.
-time: predicted, over the least possible. plan: one run, in Python.
+time: predicted, over the least possible. plan: one run.
 moves: experts loaded from the linear map; after drift: once a tenth of the load is another's.
 doubled: (layer, rank) pairs with two copies of an expert in the public EPLB; the policy here repairs them.
 """

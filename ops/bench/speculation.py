@@ -4,8 +4,10 @@
 
 Greedy, on prompts that the model has not seen, with the expert ranks in this process and then in processes of their
 own. All settings share weights and experts and take turns step by step, so that what disturbs the machine disturbs all
-alike. A first round is not timed: it fills the prefix cache, counts experts and lets the adaptive setting learn.
-Ratios are medians over the rounds of the ratios within a round.
+alike. The first rounds are not timed: they fill the prefix cache, count experts and let the adaptive setting learn.
+Answers are measured up to a length that most of them have: what a model says after its answer's end is easier or harder
+to foresee than what is counted, and a chooser of lengths would be misled. Ratios are medians over the rounds of the
+ratios within a round.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ SETTINGS: Mapping[str, MtpConfig] = {
 MAX_STREAMS = 32
 MAX_MODEL_LEN = 2048
 TOKENS_PER_STREAM = 1024  # room in the KV cache: a prompt, an answer, and how far the fastest goes beyond it
+WARM_UP_ROUNDS = 3
 MAX_BATCHES = 4  # different prompts for each measurement of a cell, where the streams leave any
 
 
@@ -86,17 +89,17 @@ class Bench:
         self._num_requests = 0
 
     def cell(self, domain: str, streams: int, progress: Progress, task: TaskID) -> Cell:
-        """Measure all settings at one number of streams; the first round is for warming up."""
+        """Measure all settings at one number of streams; the first rounds are for warming up."""
         batches = self._prompts(domain, streams)
         rounds: list[dict[str, Measured]] = []
-        for idx in range(1 + self._plan.rounds):
+        for idx in range(WARM_UP_ROUNDS + self._plan.rounds):
             for dispatcher in self._dispatchers.values():
                 dispatcher.counts_experts = idx == 0
             rounds.append({name: Measured() for name in SETTINGS})
             for batch in batches:
                 self._measure(batch, rounds[-1])
                 progress.advance(task)
-        return Cell(domain, streams, warm_up=rounds[0], rounds=tuple(rounds[1:]))
+        return Cell(domain, streams, warm_up=rounds[0], rounds=tuple(rounds[WARM_UP_ROUNDS:]))
 
     def _load(self) -> dict[str, EngineStep]:
         checkpoint, model = self._plan.checkpoint, self._model
@@ -166,7 +169,7 @@ def num_batches(streams: int) -> int:
 def measure(plan: Plan, experts: Dispatcher, domains: Sequence[str], title: str) -> list[Cell]:
     """Every cell of these domains, with a bar on standard error."""
     bench = Bench(plan, experts)
-    num_runs = len(domains) * sum(map(num_batches, plan.streams)) * (1 + plan.rounds)
+    num_runs = len(domains) * sum(map(num_batches, plan.streams)) * (WARM_UP_ROUNDS + plan.rounds)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=num_runs)
         return [bench.cell(domain, streams, progress, task) for domain in domains for streams in plan.streams]
@@ -210,8 +213,8 @@ def _parse() -> Plan:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, MAX_STREAMS], help=f"1 to {MAX_STREAMS}")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer at most")
-    parser.add_argument("--rounds", type=int, default=4, help="timed ones, one more warms up")
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer at most")
+    parser.add_argument("--rounds", type=int, default=8, help=f"timed ones, {WARM_UP_ROUNDS} more warm up")
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--separate-domains", nargs="*", default=list(DOMAINS)[:1])
     parser.add_argument("--ep-size", type=int, default=8, help="expert ranks")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from routing.placement.contract import FloatArray
-from routing.placement.tier_search import Pictures
+from routing.placement.tier_pictures import Pictures
 from routing.placement.tier_state import IntArray
 
 NO_WORSE = 5e-4  # relative: a picture this close to the best one is as good, and has fewer moves
@@ -17,12 +17,17 @@ NO_BETTER = 4e-3  # relative: a layer that gains no more stays as it is, so that
 
 def chosen_slots(pictures: Pictures, max_moves: int | None) -> IntArray:
     """int64 [L, R, S]: from the pictures of each layer."""
-    chosen = chosen_pictures(np.stack(pictures.seconds), np.stack(pictures.num_added), max_moves)
-    return np.stack([pictures.slots[picture][layer] for layer, picture in enumerate(chosen.tolist())])
+    seconds, num_added = pictures.by_layer(pictures.seconds, np.inf), pictures.by_layer(pictures.num_added, 0)
+    chosen = chosen_pictures(seconds, num_added, max_moves)
+    slots: IntArray = pictures.slots[pictures.first_of_layer + chosen].astype(np.int64)
+    return slots
 
 
 def chosen_pictures(seconds: FloatArray, num_moves: IntArray, max_moves: int | None) -> IntArray:
-    """int64 [L]: a picture for each layer. seconds, num_moves: [K, L]; moves of the first pictures are not counted."""
+    """int64 [L]: a picture for each layer. seconds, num_moves: [K, L], the former infinite where a layer has fewer.
+
+    Moves of the first pictures are not counted.
+    """
     least = seconds.min(axis=0)
     best: IntArray = np.argmax(seconds <= (1.0 + NO_WORSE) * least, axis=0)
     best[seconds[0] <= (1.0 + NO_BETTER) * least] = 0

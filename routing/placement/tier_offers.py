@@ -144,7 +144,7 @@ def room_on(state: TierState, layers: IntArray, ranks: IntArray) -> Room:
     is_there, expert = price[rows, place] < np.inf, experts[rows, place]
     expert = np.where(is_there, expert, state.nobody)
     freed = state.seconds_of_copy[layers, expert]
-    rise = state.seconds_if(layers, expert, np.maximum(state.copies[layers, expert] - 1, 1)) - freed
+    rise = state.seconds_if(layers, expert, state.copies[layers, expert] - 1) - freed
     return Room(place, is_there, expert, freed, rise)
 
 

@@ -2,14 +2,14 @@
 
 A copy that is there takes its share of the pairs, which would cost balance. So ranks meet in pairs and back each other:
 the hottest expert of the one gets a copy on the other, and the other's hottest that makes up for it one in return.
-Where there is none, the copy goes alone if it fits.
+Where there is none, the copy goes alone if it fits. routing/native/spares.cpp holds the same meetings, with equal bits.
 
 Legend: L MoE layers, R EP ranks, S slots of a rank, E logical experts, P pairs of ranks, no rank in two of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,14 @@ class Spares:
         is_given = has_partner | (self.shared[layers, one, hot] <= self.left[layers, other])
         is_given = self._within(layers, self.shared[layers, one, hot], is_given * (1 + has_partner))
         self.is_open[layers, one, hot] = False
-        self._give(layers[is_given], one[is_given], other[is_given], hot[is_given])
         returns = is_given & has_partner
         self.is_open[layers[returns], other[returns], partner[returns]] = False
-        self._give(layers[returns], other[returns], one[returns], partner[returns])
+        self._give(
+            np.concatenate([layers[is_given], layers[returns]]),
+            np.concatenate([one[is_given], other[returns]]),
+            np.concatenate([other[is_given], one[returns]]),
+            np.concatenate([hot[is_given], partner[returns]]),
+        )
         return bool(is_given.any())
 
     def _partners(self, layers: IntArray, one: IntArray, other: IntArray, hot: IntArray) -> tuple[IntArray, BoolArray]:
@@ -68,8 +72,11 @@ class Spares:
 
     def _within(self, layers: IntArray, heat: FloatArray, num_copies: IntArray) -> BoolArray:
         """[N]: whose copies are within what a layer and all layers may get; the hottest come first."""
+        is_allowed: BoolArray = num_copies > 0
+        of_layer = np.bincount(layers, weights=num_copies, minlength=len(self.max_added))
+        if num_copies.sum() <= self.max_moves and (of_layer <= self.max_added).all():
+            return is_allowed
         order = np.argsort(-heat, kind="stable")
-        is_allowed = num_copies > 0
         is_allowed[order] &= np.cumsum(num_copies[order]) <= self.max_moves
         order = order[np.argsort(layers[order], kind="stable")]
         total, first = np.cumsum(num_copies[order]), np.searchsorted(layers[order], layers[order])
@@ -77,26 +84,52 @@ class Spares:
         return is_allowed
 
     def _give(self, layers: IntArray, source: IntArray, target: IntArray, place: IntArray) -> None:
+        """A copy each to the targets. No rank of a layer is twice a source or twice a target."""
         shared = self.shared[layers, source, place]
         self.added[layers, target, self.queue[layers, source, place]] = True
         self.num_empty[layers, target] -= 1
         self.left[layers, target] -= shared
         self.left[layers, source] += self.alone[layers, source, place] - shared
-        np.subtract.at(self.max_added, layers, 1)
+        self.max_added -= np.bincount(layers, minlength=len(self.max_added))
         self.max_moves -= len(layers)
 
 
-def with_spares(state: TierState, max_redundant: int, max_moves: int | None) -> BoolArray:
-    """bool [L, R, E]: who holds what. max_redundant: copies in a layer. max_moves: over all layers."""
+Turns = list[tuple[IntArray, IntArray]]
+Meetings = Callable[[Spares, Turns, int], None]
+
+
+def with_spares(
+    state: TierState, max_redundant: int, max_moves: int | None, meetings: Meetings | None = None
+) -> BoolArray:
+    """bool [L, R, E]: who holds what. max_redundant: copies in a layer. max_moves: over all layers.
+
+    meetings: the fastest there are unless given.
+    """
     spares = _spares(state, max_redundant, state.slots.size if max_moves is None else max(max_moves, 0))
-    turns, num_idle = _turns(state.problem.host_of_rank or range(state.seconds.shape[1])), 0
-    num_meetings = MEETINGS_PER_SLOT * int(spares.num_empty.max(initial=0)) + len(turns)
-    for number in range(num_meetings if turns else 0):
-        num_idle = 0 if spares.meet(*turns[number % len(turns)]) else num_idle + 1
-        if num_idle == len(turns):
-            break
+    turns = _turns(state.problem.host_of_rank or range(state.seconds.shape[1]))
+    if turns:
+        num_meetings = MEETINGS_PER_SLOT * int(spares.num_empty.max(initial=0)) + len(turns)
+        (meetings or open_meetings())(spares, turns, num_meetings)
     held: BoolArray = (state.holds | spares.added)[..., :-1]
     return held
+
+
+def open_meetings() -> Meetings:
+    """The fastest there are."""
+    try:
+        from routing.placement.tier_native import native_meetings
+    except ImportError:  # not built
+        return hold_meetings
+    return native_meetings
+
+
+def hold_meetings(spares: Spares, turns: Turns, num_meetings: int) -> None:
+    """One turn after the other, until nobody has given anything in all of them. The reference."""
+    num_idle = 0
+    for number in range(num_meetings):
+        num_idle = 0 if spares.meet(*turns[number % len(turns)]) else num_idle + 1
+        if num_idle == len(turns):
+            return
 
 
 def _spares(state: TierState, max_redundant: int, max_moves: int) -> Spares:
@@ -120,11 +153,11 @@ def _spares(state: TierState, max_redundant: int, max_moves: int) -> Spares:
     )
 
 
-def _turns(hosts: Sequence[int]) -> list[tuple[IntArray, IntArray]]:
+def _turns(hosts: Sequence[int]) -> Turns:
     """Rounds of a tournament, [P] and [P], in which every two ranks of different hosts meet, each being the first once
     in two tournaments."""
     size = len(hosts) + len(hosts) % 2
-    turns: list[tuple[IntArray, IntArray]] = []
+    turns: Turns = []
     for turn in range(2 * (size - 1)):
         circle = [0, *((turn + idx) % (size - 1) + 1 for idx in range(size - 1))]
         pairs = [(circle[idx], circle[size - 1 - idx])[:: 1 if turn < size - 1 else -1] for idx in range(size // 2)]

@@ -8,6 +8,7 @@ Legend: L MoE layers, R EP ranks, S slots of a rank, E logical experts, N layers
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,8 @@ IntArray = NDArray[np.int64]
 class TierState:
     """held: bool [L, R, E] to begin with, pins in their places. Seconds are expected ones of a step.
 
-    slots: int64 [L, R, S], E where empty. holds: bool [L, R, E + 1]. copies, seconds_of_copy: [L, E + 1].
+    slots: int64 [L, R, S], E where empty. holds, began: bool [L, R, E + 1], now and in the problem's map. copies,
+    seconds_of_copy: [L, E + 1]. seconds_by_copies: [L, E + 1, C], of one copy of an expert that has so many.
     is_free: bool [L, E + 1], experts that no pin holds. seconds: [L, R]. num_redundant: [L]. num_added: [L], experts
     that the ranks hold and did not hold in the problem's map.
     """
@@ -33,38 +35,60 @@ class TierState:
     held: BoolArray
     slots: IntArray = field(init=False)
     holds: BoolArray = field(init=False)
+    began: BoolArray = field(init=False)
     copies: IntArray = field(init=False)
     is_free: BoolArray = field(init=False)
     seconds_of_copy: FloatArray = field(init=False)
+    seconds_by_copies: FloatArray = field(init=False)
     seconds: FloatArray = field(init=False)
     num_redundant: IntArray = field(init=False)
     num_added: IntArray = field(init=False)
 
     def __post_init__(self) -> None:
-        shape = self.held.shape
-        self._load = _padded(self.problem.load)
-        self._began = _padded(held_of(self.problem.expert_map))
-        self.holds = _padded(self.held)
-        self.slots = _slots(self.held, self.problem.expert_map.slots_per_rank)
-        self.copies = self.holds.sum(axis=1)
-        self.is_free = np.ones((shape[0], shape[2] + 1), dtype=np.bool_)
+        num_layers, _, num_experts = self.held.shape
+        self.began = _padded(held_of(self.problem.expert_map))
+        self.seconds_by_copies = _seconds_by_copies(self.problem)
+        self.is_free = np.ones((num_layers, num_experts + 1), dtype=np.bool_)
         self.is_free[:, -1] = False
         for pin in self.problem.pins:
             self.is_free[pin.moe_layer_idx, pin.logical_id] = False
-        self.seconds_of_copy = self.seconds_if(slice(None), slice(None), np.maximum(self.copies, 1))
-        self.seconds = np.einsum("lre,le->lr", self.holds, self.seconds_of_copy)
-        self.num_redundant = self.copies.sum(axis=1) - shape[2]
-        self.num_added = np.count_nonzero(self.holds & ~self._began, axis=(1, 2))
+        self.slots = _slots(self.held, self.problem.expert_map.slots_per_rank)
+        self._count()
+
+    def of_slots(self, slots: IntArray) -> TierState:
+        """Another state of the same problem. slots: [L, R, S], E where empty, in any order."""
+        other = copy(self)
+        other.slots = np.sort(slots, axis=2)
+        other._count()
+        return other
+
+    def _count(self) -> None:
+        """Everything that follows from the slots."""
+        num_layers, _, num_experts = self.held.shape
+        self.holds = np.zeros((*self.held.shape[:2], num_experts + 1), dtype=np.bool_)
+        np.put_along_axis(self.holds, self.slots, values=True, axis=2)
+        self.holds[..., -1] = False
+        self.copies = np.count_nonzero(self.holds, axis=1)
+        column = np.arange(num_layers)[:, None]
+        self.seconds_of_copy = self.seconds_if(column, np.arange(num_experts + 1), self.copies)
+        self.seconds = self.seconds_of_copy[column[..., None], self.slots].sum(axis=2)
+        self.num_redundant = self.copies.sum(axis=1) - num_experts
+        self.num_added = np.count_nonzero(self.holds & ~self.began, axis=(1, 2))
 
     @property
     def nobody(self) -> int:
         """What an empty slot holds."""
         return int(self.holds.shape[2]) - 1
 
-    def seconds_if(self, layers: IntArray | slice, experts: IntArray | slice, copies: IntArray) -> FloatArray:
-        """Seconds of each copy of experts that have so many."""
-        seconds: FloatArray = copy_seconds(self._load[layers, experts] / copies, self.problem.cost)
+    def seconds_if(self, layers: IntArray, experts: IntArray, copies: IntArray) -> FloatArray:
+        """Seconds of each copy of experts that have so many; of none, between taking and putting, as of one."""
+        seconds: FloatArray = self.seconds_by_copies[layers, experts, np.maximum(copies, 1)]
         return seconds
+
+    def mean(self, layers: IntArray) -> FloatArray:
+        """[N]: seconds of a rank, added up from the first to the last: another order has other bits."""
+        mean: FloatArray = np.cumsum(self.seconds[layers], axis=1)[:, -1] / self.seconds.shape[1]
+        return mean
 
     def put(self, layers: IntArray, ranks: IntArray, places: IntArray, experts: IntArray) -> None:
         """Into empty slots of ranks without these experts. All [N]."""
@@ -84,17 +108,18 @@ class TierState:
         self.holds[layers, ranks, experts] = is_held
         self.copies[layers, experts] += sign
         self.num_redundant[layers] += sign
-        self.num_added[layers] += sign * ~self._began[layers, ranks, experts]
-        copies = np.maximum(self.copies[layers, experts], 1)  # 0 between taking and putting
-        self.seconds_of_copy[layers, experts] = self.seconds_if(layers, experts, copies)
+        self.num_added[layers] += sign * ~self.began[layers, ranks, experts]
+        self.seconds_of_copy[layers, experts] = self.seconds_if(layers, experts, self.copies[layers, experts])
         self.seconds[layers] += self.seconds_of_copy[layers, experts, None] * self.holds[layers, :, experts]
 
 
-def held_in(slots: IntArray, num_logical: int) -> BoolArray:
-    """bool [L, R, E]: the inverse of how a state keeps its slots."""
-    held = np.zeros((*slots.shape[:2], num_logical + 1), dtype=np.bool_)
-    np.put_along_axis(held, slots, values=True, axis=2)
-    return held[..., :num_logical]
+def _seconds_by_copies(problem: PlacementProblem) -> FloatArray:
+    """[L, E + 1, C]: up to one copy more than an expert can have; 0 copies are not divided by, and cost as one."""
+    expert_map = problem.expert_map
+    most = min(expert_map.ep_size, 1 + expert_map.num_physical_experts - expert_map.num_logical_experts)
+    copies = np.maximum(np.arange(most + 2), 1)
+    seconds: FloatArray = copy_seconds(_padded(problem.load)[..., None] / copies, problem.cost)
+    return seconds
 
 
 def _slots(held: BoolArray, slots_per_rank: int) -> IntArray:

@@ -13,21 +13,24 @@ from routing.placement.contract import PlacementProblem
 from routing.placement.holders import held_of, map_of_held
 from routing.placement.pinning import pinned
 from routing.placement.tier_budget import chosen_slots
-from routing.placement.tier_search import search
+from routing.placement.tier_search import Search, open_search
 from routing.placement.tier_spares import with_spares
-from routing.placement.tier_state import TierState, held_in
+from routing.placement.tier_state import TierState
 
 
 class TierTimePolicy:
     """See `contract.PlacementPolicy`. Respects everything in the problem; pins come before max_moves."""
+
+    def __init__(self, search: Search | None = None) -> None:
+        """search: the fastest there is unless given."""
+        self._search = search or open_search()
 
     def plan(self, problem: PlacementProblem) -> ExpertMap:
         """Raises ValueError when there is no room for the pins."""
         max_redundant = _max_redundant(problem)
         state = TierState(problem, pinned(held_of(problem.expert_map), problem))
         _drop_surplus(state, max_redundant)
-        held = held_in(chosen_slots(search(state, max_redundant), problem.max_moves), state.nobody)
-        state = TierState(problem, held)
+        state = state.of_slots(chosen_slots(self._search(state, max_redundant), problem.max_moves))
         num_left = None if problem.max_moves is None else problem.max_moves - int(state.num_added.sum())
         return map_of_held(with_spares(state, max_redundant, num_left), problem.expert_map)
 

@@ -596,6 +596,19 @@ def test_acceptance_approaches_the_truth_and_forgets_it() -> None:
     assert everybody.chained_rates()[0] > 0.7
 
 
+def test_few_sequences_soon_outweigh_what_many_did() -> None:
+    """64 sequences whose drafts are all right, then one whose drafts are all wrong: 150 steps turn the average."""
+    acceptance = global_acceptance(1)
+    for _ in range(300):
+        acceptance.forget()
+        for _ in range(64):
+            acceptance.observe(1, 1)
+    for _ in range(150):
+        acceptance.forget()
+        acceptance.observe(1, 0)
+    assert acceptance.chained_rates()[0] < 0.4
+
+
 def test_counters_by_hand() -> None:
     """Three verifications with 3, 2 and no drafts, of which 2, 0 and none were right: 5 tokens of the trunk's steps."""
     stats = SpeculationStats()

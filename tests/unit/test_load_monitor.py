@@ -12,12 +12,21 @@ import torch
 
 from actors.kernels.contract import GateConfidence, GateOutput
 from routing.load import monitor as monitor_module
+from routing.load.gate_sums import DeviceSums
 from routing.load.monitor import LoadMonitor
+from routing.load.native_gate_sums import NativeGateSums
 from routing.load.sample import LOAD_KINDS, MEASURES, LoadSample, bucket_edges
 from tests.fakes.gates import gate_output
 
 Step = Sequence[Sequence[GateOutput]]
 """By micro-batch, the layers."""
+
+
+@pytest.fixture(params=["native", "reference"], autouse=True)
+def gate_sums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with both."""
+    kinds = {"native": lambda *args: NativeGateSums(*args[:2]), "reference": DeviceSums}
+    monkeypatch.setattr(monitor_module, "open_gate_sums", kinds[request.param])
 
 
 def random_step(num_layers: int, num_experts: int, top_k: int, sizes: Sequence[int]) -> Step:

@@ -15,11 +15,14 @@ from routing.placement.eplb import global_tables, nodes_of, num_duplicates
 from routing.placement.holders import held_of, holders_of, map_of
 from routing.placement.score import balancedness, layer_seconds, least_seconds, rank_pairs, rank_seconds
 from routing.placement.tier_budget import chosen_pictures
-from routing.placement.tier_search import search
+from routing.placement.tier_native import native_search
+from routing.placement.tier_search import Search, search
 from routing.placement.tier_state import TierState
+from routing.placement.tier_time import TierTimePolicy
 
 FREE = EMPTY_SLOT
 PAIRS_ONLY, MIXED = TierCost(0.0, 1.0), TierCost(50.0, 1.0)
+both = pytest.mark.parametrize("search", [search, native_search])
 
 
 def plan(problem: PlacementProblem) -> ExpertMap:
@@ -67,12 +70,13 @@ def random_problem(seed: int) -> PlacementProblem:
     )
 
 
+@both
 @pytest.mark.parametrize("seed", range(60))
-def test_whatever_the_problem_its_limits_are_kept(seed: int) -> None:
+def test_whatever_the_problem_its_limits_are_kept(seed: int, search: Search) -> None:
     """ExpertMap refuses lost and doubled experts; moves, copies and pins are counted; nothing gets slower."""
     problem = random_problem(seed)
-    planned = plan(problem)
-    assert planned == plan(problem)
+    planned = TierTimePolicy(search).plan(problem)
+    assert planned == TierTimePolicy(search).plan(problem)
     pinned_copies = [sum(len(pin.ep_ranks) - 1 for pin in problem.pins if pin.moe_layer_idx == idx) for idx in (0, 1)]
     if problem.max_copies_per_layer is not None:
         copies = (planned.num_copies - 1).sum(axis=1)
@@ -118,8 +122,9 @@ def test_it_is_nearly_as_good_as_the_best_of_all_maps(seed: int, cost: TierCost)
     assert least_seconds(load, cost, 2, max_copies=2, slots_per_rank=4)[0] <= best + 1e-9
 
 
+@both
 @pytest.mark.parametrize("seed", range(10))
-def test_the_state_agrees_with_the_score(seed: int) -> None:
+def test_the_state_agrees_with_the_score(seed: int, search: Search) -> None:
     """After a whole search: seconds, copies and moves that were kept up to date are those counted anew."""
     problem = random_problem(seed)
     state = TierState(problem, held_of(problem.expert_map))
