@@ -32,7 +32,7 @@ MAX_UNSETTLED = 128
 
 @dataclass(frozen=True)
 class DraftItem:
-    """What one sequence has to compute. rows: of each module that takes part; none of them may be empty, but not all.
+    """What one sequence has to compute. rows: of each module that takes part; some of them may be empty, not all.
 
     num_drafts: 0 to catch up only. The first so many modules run up to the newest row and propose a token each; the
     others run as far as the tokens that they read are known.
