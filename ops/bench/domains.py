@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ops.nano.data import arithmetic, library, tool_use
+from ops.nano.data import arithmetic, python_texts, tool_use
 from ops.nano.data.mixture import SKILLS, generate
 from ops.nano.data.rendering import Renderer
 
@@ -49,9 +49,9 @@ def _questions(skill: str, min_answer_tokens: int = MIN_ANSWER_TOKENS) -> Callab
 
 def _texts(renderer: Renderer, rng: random.Random) -> Prompts:
     """Beginnings of code and of prose in turn, to be continued."""
-    texts = library.load_library(held_out=True)
+    texts = python_texts.load_library(held_out=True)
     while True:
-        for kind in (library.CODE, library.PROSE):
+        for kind in (python_texts.CODE, python_texts.PROSE):
             piece = texts.piece(kind, rng, TEXT_CHARACTERS)
             yield renderer.plain(piece, is_whole=False).token_ids
 

@@ -24,8 +24,8 @@ import torch
 
 from actors.errors import CheckpointError
 from actors.weights.check import check_checkpoint
-from ops.nano.data.library import Library, load_library
 from ops.nano.data.mixture import SKILLS
+from ops.nano.data.python_texts import Library, load_library
 from ops.nano.evaluation.answers import evaluate_answers
 from ops.nano.evaluation.checkpoint import fingerprint, load_checkpoint
 from ops.nano.evaluation.drafts import DraftResults, evaluate_drafts

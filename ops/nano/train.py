@@ -30,8 +30,8 @@ from actors.errors import CheckpointError
 from actors.model.config import ModelConfig, parse_model_config
 from ops.nano.config import Fields, nano_fields, smoke_fields
 from ops.nano.data.corpus import learn_tokenizer
-from ops.nano.data.library import load_library
 from ops.nano.data.mixture import Mixture
+from ops.nano.data.python_texts import load_library
 from ops.nano.data.rendering import Renderer
 from ops.nano.evaluation.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from ops.nano.gradients import GradientPool, Work, shared, trained_names

@@ -23,9 +23,9 @@ from ops.nano.checkpoint_files import write_json
 from ops.nano.config import nano_fields
 from ops.nano.data import small_talk, turns
 from ops.nano.data.conversation import Conversation, Message, assistant, question, system, tool_response, user
-from ops.nano.data.library import CODE, PROSE, Library, load_library
 from ops.nano.data.mixture import LONG_CHAT, SHARES, SKILLS, Mixture, generate
 from ops.nano.data.packing import MAX_WAITING, batches
+from ops.nano.data.python_texts import CODE, PROSE, Library, load_library
 from ops.nano.data.rendering import PROMPT_WEIGHT, Document, Renderer, chat_text
 from ops.nano.dense import Batch
 from ops.nano.tokenizer import BOS, DIGITS_BY_ONE, EOS, train_tokenizer, write_tokenizer_files

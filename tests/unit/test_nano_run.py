@@ -26,10 +26,10 @@ from actors.weights.plan import expected_tensors
 from actors.weights.quantization import FP8_MAX, dequantize_blocks
 from ops.nano import export, train
 from ops.nano.config import nano_fields, smoke_fields
-from ops.nano.data import corpus, library
+from ops.nano.data import corpus, python_texts
 from ops.nano.data.conversation import user
-from ops.nano.data.library import Library
 from ops.nano.data.packing import stack
+from ops.nano.data.python_texts import Library
 from ops.nano.data.rendering import Document, Renderer
 from ops.nano.dense import DenseModel
 from ops.nano.evaluation.checkpoint import fingerprint, load_checkpoint
@@ -65,7 +65,7 @@ class StoppedRun(Run):
 def small_corpus() -> Iterator[None]:
     """The library is one file, and the tokenizer is learnt from a few conversations."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (library, train):
+        for module in (python_texts, train):
             patch.setattr(module, "load_library", lambda *, held_out: SMALL_LIBRARY)
         patch.setattr(corpus, "CHATS_PER_SKILL", 20)
         patch.setattr(corpus, "PIECES_PER_DOMAIN", 5)

@@ -17,8 +17,8 @@ from torch import Tensor
 from actors.model.config import parse_model_config
 from ops.nano import gradients, train
 from ops.nano.config import nano_fields, smoke_fields
-from ops.nano.data.library import Library
 from ops.nano.data.mixture import Mixture
+from ops.nano.data.python_texts import Library
 from ops.nano.data.rendering import Renderer
 from ops.nano.dense import RoutingRecord
 from ops.nano.gradients import GradientComputer, GradientPool, StepReport, Work, shared, trained_names

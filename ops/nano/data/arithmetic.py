@@ -13,7 +13,6 @@ from ops.nano.data.conversation import Conversation, question
 from ops.nano.data.words import FIRST_NAMES
 
 SKILL = "arithmetic"
-
 SIZES = (6, 8, 3, 1)  # how often a number has 1, 2, 3 and 4 digits
 
 EVALUATIONS = (

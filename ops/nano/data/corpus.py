@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tokenizers import Tokenizer
 
-from ops.nano.data import library
+from ops.nano.data import python_texts
 from ops.nano.data.mixture import SKILLS, generate
 from ops.nano.data.rendering import chat_text
 from ops.nano.tokenizer import DIGITS_BY_ONE, num_tokens_of, train_tokenizer
@@ -28,7 +28,7 @@ def _texts(rng: random.Random) -> Iterator[str]:
             conversation = generate(skill, rng, held_out=False)
             if not conversation.tools or number % SCHEMAS_ONE_IN == 0:
                 yield chat_text(conversation.messages, conversation.tools)
-    texts = library.load_library(held_out=False)
+    texts = python_texts.load_library(held_out=False)
     for _ in range(PIECES_PER_DOMAIN):
-        yield texts.piece(library.PROSE, rng)
-        yield texts.piece(library.CODE, rng)
+        yield texts.piece(python_texts.PROSE, rng)
+        yield texts.piece(python_texts.CODE, rng)

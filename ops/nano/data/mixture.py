@@ -10,8 +10,8 @@ from ops.nano.data import (
     arithmetic,
     dates,
     extraction,
-    library,
     passages,
+    python_texts,
     small_talk,
     strings,
     tool_use,
@@ -44,8 +44,8 @@ SHARES: Mapping[str, float] = {
     tool_use.SKILL: 14,
     turns.SKILL: 7,
     units.SKILL: 8,
-    library.CODE: 2,
-    library.PROSE: 2,
+    python_texts.CODE: 2,
+    python_texts.PROSE: 2,
 }
 # The same while polishing: more of what needs most of it.
 POLISH_SHARES: Mapping[str, float] = {
@@ -58,8 +58,8 @@ POLISH_SHARES: Mapping[str, float] = {
     tool_use.SKILL: 26,
     turns.SKILL: 6,
     units.SKILL: 6,
-    library.CODE: 2,
-    library.PROSE: 2,
+    python_texts.CODE: 2,
+    python_texts.PROSE: 2,
 }
 JOINED_FRACTION = 0.06  # of the conversations without tools: put behind one another, as a long chat is
 LONG_CHAT = 24  # conversations of a long chat
@@ -77,7 +77,7 @@ class Mixture:
     """An endless, seeded stream of documents for training."""
 
     renderer: Renderer
-    texts: library.Library
+    texts: python_texts.Library
 
     def documents(
         self, rng: random.Random, shares: Mapping[str, float] = SHARES, *, long: bool = False
@@ -89,7 +89,7 @@ class Mixture:
             yield self._text(kind, rng, long=long) if kind not in SKILLS else self._chat(kind, rng, long=long)
 
     def _text(self, domain: str, rng: random.Random, *, long: bool) -> Document:
-        num_characters = library.PIECE_CHARACTERS * (6 if long else 1)
+        num_characters = python_texts.PIECE_CHARACTERS * (6 if long else 1)
         return self.renderer.plain(self.texts.piece(domain, rng, num_characters), is_whole=False)
 
     def _chat(self, skill: str, rng: random.Random, *, long: bool) -> Document:

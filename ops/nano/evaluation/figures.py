@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ops.nano.data import arithmetic, tool_use
-from ops.nano.data.library import CODE
+from ops.nano.data.python_texts import CODE
 from ops.nano.evaluation.drafts import Acceptance
 from ops.nano.evaluation.measurements import Measurements
 from ops.nano.evaluation.routing import DomainRouting, RoutingResults

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from ops.nano.data.library import CODE, PROSE, Library
 from ops.nano.data.mixture import SKILLS
+from ops.nano.data.python_texts import CODE, PROSE, Library
 from ops.nano.data.rendering import Renderer
 from ops.nano.evaluation.drafts import DraftText
 from ops.nano.evaluation.engine import Engine

@@ -12,8 +12,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from ops.nano.data.library import CODE, PROSE, Library
 from ops.nano.data.mixture import Mixture
+from ops.nano.data.python_texts import CODE, PROSE, Library
 from ops.nano.data.rendering import Renderer
 from ops.nano.evaluation.checkpoint import Checkpoint
 from ops.nano.evaluation.ngram import Ngram
@@ -44,11 +44,11 @@ class DomainLanguage:
 
 @dataclass(frozen=True)
 class LanguageResults:
-    """library_tokens: what each model has seen of the library's training side; the trained model's is estimated, and
+    """tokens_seen: what each model has seen of the library's training side; the trained model's is estimated, and
     missing when it is not known how long it was trained."""
 
     domains: tuple[DomainLanguage, ...]
-    library_tokens: Mapping[str, int]
+    tokens_seen: Mapping[str, int]
 
 
 def held_out_pieces(library: Library, domain: str, renderer: Renderer, num_tokens: int) -> list[list[int]]:
@@ -67,17 +67,17 @@ def evaluate_language(
     renderer, vocab_size = checkpoint.renderer, checkpoint.config.vocab_size
     texts = [renderer.plain(text).token_ids for text in (*training.prose, *training.code)]
     baselines = {name: Ngram(texts, order, vocab_size) for name, order in ORDERS.items()}
-    library_tokens = {name: ngram.num_tokens for name, ngram in baselines.items()}
+    tokens_seen = {name: ngram.num_tokens for name, ngram in baselines.items()}
     if trunk_tokens is not None:
-        library_tokens[MODEL] = round(trunk_tokens * library_share(Mixture(renderer, training)))
-        pieces = _training_pieces(training, renderer, library_tokens[MODEL])
+        tokens_seen[MODEL] = round(trunk_tokens * library_share(Mixture(renderer, training)))
+        pieces = _training_pieces(training, renderer, tokens_seen[MODEL])
         baselines[SAME_TEXT] = Ngram(pieces, ORDERS["4-gram"], vocab_size)
-        library_tokens[SAME_TEXT] = baselines[SAME_TEXT].num_tokens
+        tokens_seen[SAME_TEXT] = baselines[SAME_TEXT].num_tokens
     domains = []
     for domain in (PROSE, CODE):
         pieces = held_out_pieces(held_out, domain, renderer, num_tokens)
         domains.append(_domain(checkpoint, domain, pieces, baselines))
-    return LanguageResults(tuple(domains), library_tokens)
+    return LanguageResults(tuple(domains), tokens_seen)
 
 
 def library_share(mixture: Mixture) -> float:

@@ -19,8 +19,8 @@ from torch import Tensor
 from actors.attention.engine import valid_vocab_size
 from actors.model.config import parse_model_config
 from actors.weights.check import CONFIG_NAME
-from ops.nano.data.library import CODE, PROSE, load_library
 from ops.nano.data.mixture import SKILLS, generate
+from ops.nano.data.python_texts import CODE, PROSE, load_library
 from ops.nano.data.rendering import Renderer
 from ops.nano.evaluation.engine import Engine
 from ops.nano.evaluation.results import Completion, Mismatch, ParityResult

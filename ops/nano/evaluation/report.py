@@ -132,12 +132,12 @@ def _language(measurements: Measurements) -> Iterator[str]:
     yield ""
     for domain in results.domains:
         rows = [
-            (name, f"{score.perplexity:.2f}", f"{score.bits_per_byte:.3f}", _seen(results.library_tokens, name))
+            (name, f"{score.perplexity:.2f}", f"{score.bits_per_byte:.3f}", _seen(results.tokens_seen, name))
             for name, score in domain.scores.items()
         ]
         title = f"{domain.domain}, {domain.num_tokens} tokens, {domain.num_bytes} bytes"
         yield from table((title, "Perplexity of a token", "Bits per byte", "Library tokens seen"), rows)
-    if SAME_TEXT in results.library_tokens:
+    if SAME_TEXT in results.tokens_seen:
         yield (
             "The n-grams have read the whole training side once. The model has read a small part of it, as a few of"
             " its documents in a hundred; the last row is a 4-gram with as much to read. The model's figure is an"
@@ -146,10 +146,10 @@ def _language(measurements: Measurements) -> Iterator[str]:
         yield ""
 
 
-def _seen(library_tokens: Mapping[str, int], name: str) -> str:
-    if name not in library_tokens:
+def _seen(tokens_seen: Mapping[str, int], name: str) -> str:
+    if name not in tokens_seen:
         return "unknown"
-    return f"{'about ' if name == MODEL else ''}{library_tokens[name] / 1e6:.2f}M"
+    return f"{'about ' if name == MODEL else ''}{tokens_seen[name] / 1e6:.2f}M"
 
 
 def _drafts(measurements: Measurements) -> Iterator[str]:
