@@ -23,7 +23,8 @@ from actors.weights.plan import expert_plan
 from actors.weights.progress import logged
 from actors.weights.source import SafetensorsSource
 from routing.experts import ExpertMap
-from routing.load.expert_side import ExpertMonitor, ExpertSample
+from routing.load.expert_sample import ExpertSample
+from routing.load.tally import open_tally
 from routing.transport.contract import Endpoint, ExpertPort
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class ExpertActor:
 
     def take_sample(self) -> ExpertSample | None:
         """What was computed since the last call; None if nothing was, or nothing is counted."""
-        return None if self._shard.monitor is None else self._shard.monitor.take()
+        return None if self._shard.tally is None else self._shard.tally.take()
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
@@ -144,7 +145,5 @@ def load_shard(config: ExpertConfig, checkpoint: Path, expert_map: ExpertMap, ep
         row_independent=config.deterministic,
         families=config.kernels,
     )
-    monitor = None
-    if config.monitor_load:
-        monitor = ExpertMonitor(len(model.moe_layers), expert_map.slots_per_rank, device=config.device)
-    return ExpertShard(model, expert_map, ep_rank, layers, kernels, monitor)
+    tally = open_tally(len(model.moe_layers), expert_map.slots_per_rank) if config.monitor_load else None
+    return ExpertShard(model, expert_map, ep_rank, layers, kernels, tally)

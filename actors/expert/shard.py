@@ -5,7 +5,6 @@ Legend: R rows, P pairs, H hidden size, S expert slots (see routing/plan.py).
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +16,7 @@ from actors.kernels.contract import ExpertWeights, Kernels
 from actors.model.config import ModelConfig
 from routing.errors import STALE_MAP
 from routing.experts import EMPTY_SLOT, ExpertMap
-from routing.load.expert_side import ExpertMonitor
+from routing.load.tally import CallTally
 
 
 class ExpertShard:
@@ -30,14 +29,14 @@ class ExpertShard:
         ep_rank: int,
         weights: Sequence[ExpertWeights],
         kernels: Kernels,
-        monitor: ExpertMonitor | None = None,
+        tally: CallTally | None = None,
     ) -> None:
-        """weights: one entry per MoE layer, stacked by slot. monitor: None not to count what is computed."""
+        """weights: one entry per MoE layer, stacked by slot. tally: None not to count what is computed."""
         self._limits = [spec.routed_limit for spec in config.moe_layers]
         self._ep_rank = ep_rank
         self._weights = weights
         self._kernels = kernels
-        self.monitor = monitor
+        self.tally = tally
         self.refusals: Counter[Refusal] = Counter()  # frames, by why they were not computed
         self._is_held_by_epoch: Mapping[int, Tensor] = {}
         self.serve([expert_map])
@@ -88,13 +87,9 @@ class ExpertShard:
     ) -> Tensor:
         """[R, H] weighted partial sums, or [P, H] unweighted vectors if per_expert. The rows have passed `check`."""
         weights, limit = self._weights[moe_layer_idx], self._limits[moe_layer_idx]
-        began_at = time.perf_counter()
-        vectors = self._kernels.expert_mlp(hidden, pair_row, pair_slot, weights, limit)
-        outputs = vectors if per_expert else _weighted_sum(vectors, pair_row, pair_weight, hidden)
-        if self.monitor is not None:
-            seconds = time.perf_counter() - began_at
-            self.monitor.record(moe_layer_idx, pair_slot, hidden.shape[0], seconds, vectors)
-        return outputs
+        tally = None if self.tally is None else self.tally.layers[moe_layer_idx]
+        vectors = self._kernels.expert_mlp(hidden, pair_row, pair_slot, weights, limit, tally)
+        return vectors if per_expert else _weighted_sum(vectors, pair_row, pair_weight, hidden)
 
 
 def _weighted_sum(vectors: Tensor, pair_row: Tensor, pair_weight: Tensor, hidden: Tensor) -> Tensor:

@@ -39,8 +39,10 @@ def attention_half(layer: AttentionLayer, batch: Batch, cache: PagedCache, hidde
 def gated_mlp(mlp: GatedMlp, limit: float, hidden: int, num_rows: int, out: int) -> None: ...
 def dense_half(mlp: GatedMlp, norm: Norm, limit: float, hidden: int, num_rows: int, out: int) -> None: ...
 def expert_mlp(
-    slots: GatedMlp, limit: float, tensors: tuple[int, int, int, int], sizes: tuple[int, int, int]
-) -> None: ...
+    slots: GatedMlp, limit: float, tensors: tuple[int, int, int, int], sizes: tuple[int, int, int], tally: int
+) -> None:
+    """tensors: hidden, pair_row, pair_slot, out. sizes: rows, pairs, slots. tally: address of a LayerTally, or 0."""
+
 def gate(weights: GateWeights, hidden: int, num_rows: int, outputs: tuple[int, int, int, int]) -> None:
     """outputs: normed, topk_ids, topk_weights, and the table of its confidence."""
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from actors.model.config import LayerSpec
+from routing.load.tally import LayerTally
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,10 @@ class Kernels(Protocol):
         pair_slot: Tensor,
         weights: ExpertWeights,
         limit: float,
+        tally: LayerTally | None = None,
     ) -> Tensor:
         """Grouped expert MLP. hidden: [R, H]. pair_row, pair_slot: int32 [P]. limit: clamp after silu, 0 means none.
+        tally: adds up this call and the seconds it took.
 
         Returns the unweighted output of every pair, [P, H], in the order given.
         """

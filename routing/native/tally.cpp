@@ -1,14 +1,11 @@
 // CallTally for the CPU: the same sums as routing/load/tally.py, whose names it follows, added up call by call.
-// The caller holds the interpreter's lock throughout, so `add` and `take` never meet.
+#include "tally.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/tuple.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <stdexcept>
+#include <deque>
 #include <tuple>
-#include <utility>
-#include <vector>
 
 namespace nb = nanobind;
 
@@ -17,87 +14,69 @@ namespace {
 
 using Address = std::uintptr_t;
 
-constexpr int64_t kNumTerms = 4;  // distinct slots, pairs, the call itself, seconds (cost_fit.py)
-
-// Sums over some calls, in the layout of an ExpertSample: [layers] and [layers, slots].
-struct Sums {
-    std::vector<double> num_calls, rows, distinct, pairs, seconds, cost;
-
-    Sums(int64_t num_layers, int64_t num_slots)
-        : num_calls(num_layers),
-          rows(num_layers),
-          distinct(num_layers),
-          pairs(num_layers * num_slots),
-          seconds(num_layers * num_slots),
-          cost(kNumTerms * kNumTerms) {}
-};
-
 class CallTally {
   public:
-    CallTally(int64_t num_layers, int64_t num_slots)
-        : num_layers_(num_layers), num_slots_(num_slots), counts_(num_slots), sums_(num_layers, num_slots) {}
-
-    // pair_slot: int32 [num_pairs] in host memory.
-    void add(int64_t moe_layer_idx, Address pair_slot, int64_t num_pairs, int64_t num_rows, double seconds) {
-        if (moe_layer_idx < 0 || moe_layer_idx >= num_layers_) throw std::invalid_argument("no such MoE layer");
-        const auto* slots = reinterpret_cast<const int32_t*>(pair_slot);
-        if (std::any_of(slots, slots + num_pairs, [this](int32_t slot) { return slot < 0 || slot >= num_slots_; }))
-            throw std::invalid_argument("a pair points at no slot");
-        std::fill(counts_.begin(), counts_.end(), 0);
-        for (int64_t pair = 0; pair < num_pairs; ++pair) ++counts_[slots[pair]];
-        add_counts(moe_layer_idx, seconds / static_cast<double>(std::max<int64_t>(num_pairs, 1)));
-        const double distinct = static_cast<double>(num_slots_ - std::count(counts_.begin(), counts_.end(), 0));
-        sums_.num_calls[moe_layer_idx] += 1.0;
-        sums_.rows[moe_layer_idx] += static_cast<double>(num_rows);
-        sums_.distinct[moe_layer_idx] += distinct;
-        add_cost({distinct, static_cast<double>(num_pairs), 1.0, seconds});
+    CallTally(int64_t num_layers, int64_t num_slots, int64_t outputs_every) : num_slots_(num_slots) {
+        for (int64_t layer = 0; layer < num_layers; ++layer) layers_.emplace_back(num_slots, outputs_every);
     }
 
-    // Writes the sums since the last call to float64 arrays of the sample's shapes, and begins again.
-    // outputs: num_calls, rows, distinct, pairs, seconds, cost.
-    void take(std::tuple<Address, Address, Address, Address, Address, Address> outputs) {
-        const Sums taken = std::exchange(sums_, Sums(num_layers_, num_slots_));
-        const auto [num_calls, rows, distinct, pairs, seconds, cost] = outputs;
-        write(taken.num_calls, num_calls);
-        write(taken.rows, rows);
-        write(taken.distinct, distinct);
-        write(taken.pairs, pairs);
-        write(taken.seconds, seconds);
-        write(taken.cost, cost);
-    }
+    CallTally(const CallTally&) = delete;
+    CallTally& operator=(const CallTally&) = delete;
 
-  private:
-    void add_counts(int64_t moe_layer_idx, double seconds_each) {
-        double* pairs = sums_.pairs.data() + moe_layer_idx * num_slots_;
-        double* seconds = sums_.seconds.data() + moe_layer_idx * num_slots_;
-        for (int64_t slot = 0; slot < num_slots_; ++slot) {
-            pairs[slot] += static_cast<double>(counts_[slot]);
-            seconds[slot] += static_cast<double>(counts_[slot]) * seconds_each;
+    LayerTally& layer(int64_t moe_layer_idx) { return layers_.at(moe_layer_idx); }
+
+    // Writes the sums since the last call over float64 arrays in the layout of an ExpertSample, and begins again.
+    // per_layer: num_calls, rows, distinct, [layers]. per_slot: pairs, seconds, norm_sums, norm_counts, [layers,
+    // slots]. cost: [kNumTerms, kNumTerms], over all layers; added to.
+    void take(std::tuple<Address, Address, Address> per_layer, std::tuple<Address, Address, Address, Address> per_slot,
+              Address cost) {
+        const auto [num_calls, rows, distinct] = per_layer;
+        const auto [pairs, seconds, norm_sums, norm_counts] = per_slot;
+        for (size_t layer = 0; layer < layers_.size(); ++layer) {
+            const LayerTally::Sums taken = layers_[layer].take();
+            at(num_calls)[layer] = taken.num_calls;
+            at(rows)[layer] = taken.rows;
+            at(distinct)[layer] = taken.distinct;
+            write(taken.pairs, pairs, layer);
+            write(taken.seconds, seconds, layer);
+            write(taken.norm_sums, norm_sums, layer);
+            write(taken.norm_counts, norm_counts, layer);
+            for (int64_t i = 0; i < LayerTally::kNumTerms * LayerTally::kNumTerms; ++i) at(cost)[i] += taken.cost[i];
         }
     }
 
-    void add_cost(const double (&terms)[kNumTerms]) {
-        for (int64_t row = 0; row < kNumTerms; ++row)
-            for (int64_t column = 0; column < kNumTerms; ++column)
-                sums_.cost[row * kNumTerms + column] += terms[row] * terms[column];
+  private:
+    static double* at(Address address) { return reinterpret_cast<double*>(address); }
+
+    void write(const std::vector<double>& values, Address target, int64_t layer) const {
+        std::copy(values.begin(), values.end(), at(target) + layer * num_slots_);
     }
 
-    static void write(const std::vector<double>& values, Address target) {
-        std::copy(values.begin(), values.end(), reinterpret_cast<double*>(target));
-    }
-
-    int64_t num_layers_, num_slots_;
-    std::vector<int64_t> counts_;
-    Sums sums_;
+    int64_t num_slots_;
+    std::deque<LayerTally> layers_;  // which never move: kernels hold their addresses
 };
+
+bool add(LayerTally& layer, Address pair_slot, int64_t num_pairs, int64_t num_rows, double seconds) {
+    return layer.add(reinterpret_cast<const int32_t*>(pair_slot), num_pairs, num_rows, seconds);
+}
+
+void look_at(LayerTally& layer, Address pair_slot, int64_t num_pairs, Address outputs, int64_t width) {
+    const auto* slots = reinterpret_cast<const int32_t*>(pair_slot);
+    layer.look_at(slots, num_pairs, reinterpret_cast<const float*>(outputs), width);
+}
 
 }  // namespace
 }  // namespace step35
 
 NB_MODULE(_tally, module) {
+    using step35::CallTally, step35::LayerTally;
     module.doc() = "What one expert rank computed, call by call.";
-    nb::class_<step35::CallTally>(module, "CallTally")
-        .def(nb::init<int64_t, int64_t>())
-        .def("add", &step35::CallTally::add)
-        .def("take", &step35::CallTally::take);
+    nb::class_<LayerTally>(module, "LayerTally")
+        .def("add", &step35::add)
+        .def("look_at", &step35::look_at)
+        .def_prop_ro("address", [](LayerTally& layer) { return reinterpret_cast<step35::Address>(&layer); });
+    nb::class_<CallTally>(module, "CallTally")
+        .def(nb::init<int64_t, int64_t, int64_t>())
+        .def("layer", &CallTally::layer, nb::rv_policy::reference_internal)
+        .def("take", &CallTally::take);
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,6 +32,8 @@ from actors.kernels.native import views
 from actors.kernels.native.kernels import NativeKernels
 from actors.kernels.reference.kernels import ReferenceKernels
 from actors.model.config import RopeScaling
+from routing.load.native_tally import NativeTally
+from routing.load.tally import ReferenceTally
 from tests.fakes import layers
 
 # An output sums at most K = 256 float32 products and has magnitude one. Rounding errors walk at random, so one product
@@ -108,6 +111,34 @@ def test_expert_mlp_equals_the_reference(num_pairs: int, limit: float, dtype: to
     pair_slot = torch.tensor([0, 3, 3, 3, 4], dtype=torch.int32)[torch.randint(0, 5, (num_pairs,))]
     arguments = (hidden, pair_row, pair_slot, weights, limit)
     close(NativeKernels(EPS).expert_mlp(*arguments), reference().expert_mlp(*arguments))
+
+
+@pytest.mark.parametrize("num_pairs", [0, 40])
+def test_both_families_count_alike(num_pairs: int) -> None:
+    """The same pairs, rows and norms enter a tally whichever family computes; time is what passed."""
+    weights, hidden = layers.expert_weights(5, 52, 36), torch.randn(9, 52)
+    pair_row = torch.randint(0, 9, (num_pairs,), dtype=torch.int32)
+    pair_slot = torch.randint(0, 4, (num_pairs,), dtype=torch.int32)
+    tallies = NativeTally(2, 5), NativeTally(2, 5)
+    for kernels, tally in zip((NativeKernels(EPS), reference()), tallies, strict=True):
+        began_at = time.perf_counter()
+        kernels.expert_mlp(hidden, pair_row, pair_slot, weights, 0.4, tally.layers[1])
+        passed_s = time.perf_counter() - began_at
+        kernels.expert_mlp(hidden, pair_row, pair_slot, weights, 0.4)  # which nothing counts
+        sample = tally.take()
+        assert sample is not None
+        assert (sample.num_calls.tolist(), sample.rows.tolist()) == ([0.0, 1.0], [0.0, 9.0])
+        assert sample.pairs[1].tolist() == torch.bincount(pair_slot, minlength=5).tolist()
+        assert 0.0 < sample.cost[2, 3] <= passed_s
+        if num_pairs:
+            norms = norms_by_slot(reference().expert_mlp(hidden, pair_row, pair_slot, weights, 0.4), pair_slot)
+            torch.testing.assert_close(torch.from_numpy(sample.norm_sums[1]), norms, rtol=1e-4, atol=0.0)
+
+
+def norms_by_slot(vectors: Tensor, pair_slot: Tensor) -> Tensor:
+    """float64 [5]: root mean squares added up by slot."""
+    norms = vectors.double().square().mean(dim=1).sqrt()
+    return torch.zeros(5, dtype=torch.float64).index_add_(0, pair_slot, norms)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -347,6 +378,11 @@ def call_with_half_weights(native: Kernels) -> None:
     native.head(torch.randn(2, 16), layers.head_weights(5, 16, torch.float16))
 
 
+def call_with_reference_tally(native: Kernels) -> None:
+    pairs, weights = torch.zeros(1, dtype=torch.int32), layers.expert_weights(2, 16, 8)
+    native.expert_mlp(torch.randn(2, 16), pairs, pairs, weights, 0.0, ReferenceTally(1, 2).layers[0])
+
+
 def call_with_long_pairs(native: Kernels) -> None:
     pairs = torch.zeros(1, dtype=torch.int64)
     native.expert_mlp(torch.randn(2, 16), pairs, pairs, layers.expert_weights(2, 16, 8), 0.0)
@@ -360,6 +396,7 @@ def call_with_long_pairs(native: Kernels) -> None:
         (call_with_wrong_width, r"hidden is torch.float32 \[2, 17\]"),
         (call_with_half_weights, "norm is torch.float16"),
         (call_with_long_pairs, "pair_row is torch.int64"),
+        (call_with_reference_tally, "count in a native tally"),
     ],
 )
 def test_what_is_not_served_is_named(call: object, message: str) -> None:

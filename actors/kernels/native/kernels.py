@@ -22,6 +22,7 @@ from actors.kernels.contract import (
     MlpWeights,
 )
 from actors.model.config import LayerSpec
+from routing.load.tally import LayerTally
 
 try:
     from actors.kernels import _native
@@ -89,14 +90,22 @@ class NativeKernels:
         return out
 
     def expert_mlp(
-        self, hidden: Tensor, pair_row: Tensor, pair_slot: Tensor, weights: ExpertWeights, limit: float
+        self,
+        hidden: Tensor,
+        pair_row: Tensor,
+        pair_slot: Tensor,
+        weights: ExpertWeights,
+        limit: float,
+        tally: LayerTally | None = None,
     ) -> Tensor:
+        """Raises KernelError for a tally that is not in C++; what it adds is the time of the products alone."""
         num_slots, _, width = weights.gate.shape
         num_rows, num_pairs = views.check_rows(hidden, width), pair_row.shape[0]
         views.check_pairs(pair_row, pair_slot)
         out = torch.empty((num_pairs, width), dtype=torch.float32)
         tensors = (hidden.data_ptr(), pair_row.data_ptr(), pair_slot.data_ptr(), out.data_ptr())
-        _native.expert_mlp(self._slots.get(weights), limit, tensors, (num_rows, num_pairs, num_slots))
+        sizes = (num_rows, num_pairs, num_slots)
+        _native.expert_mlp(self._slots.get(weights), limit, tensors, sizes, views.tally_address(tally))
         return out
 
     def draft_input(self, embedded: Tensor, hidden: Tensor, weights: DraftInputWeights) -> Tensor:

@@ -7,12 +7,14 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "operations.h"
+#include "routing/native/tally.h"
 #include "scratch.h"
 
 namespace nb = nanobind;
@@ -140,9 +142,16 @@ void run_dense_half(const GatedMlp& mlp, const Norm& norm, float limit, Address 
     selected->dense_half(call.scratch(), mlp, norm, limit, at<const float>(hidden), num_rows, at<float>(out));
 }
 
-// hidden, pair_row, pair_slot, out: addresses. sizes: (num_rows, num_pairs, num_slots).
+template <typename Work>
+double timed(const Work& work) {
+    const auto began_at = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - began_at).count();
+}
+
+// tensors: hidden, pair_row, pair_slot, out. sizes: num_rows, num_pairs, num_slots. tally: of a LayerTally, or 0.
 void run_expert_mlp(const GatedMlp& slots, float limit, std::tuple<Address, Address, Address, Address> tensors,
-                    std::tuple<int64_t, int64_t, int64_t> sizes) {
+                    std::tuple<int64_t, int64_t, int64_t> sizes, Address tally) {
     const auto [hidden, pair_row, pair_slot, out] = tensors;
     const auto [num_rows, num_pairs, num_slots] = sizes;
     const ExpertPairs pairs{at<const int32_t>(pair_row), at<const int32_t>(pair_slot), num_pairs, num_slots};
@@ -151,7 +160,13 @@ void run_expert_mlp(const GatedMlp& slots, float limit, std::tuple<Address, Addr
         check_range("pair_slot", pairs.pair_slot[pair], num_slots);
     }
     Call call;
-    selected->expert_mlp(call.scratch(), slots, pairs, limit, at<const float>(hidden), at<float>(out));
+    const auto compute = [&] {
+        selected->expert_mlp(call.scratch(), slots, pairs, limit, at<const float>(hidden), at<float>(out));
+    };
+    if (!tally) return compute();
+    const double seconds = timed(compute);
+    if (at<LayerTally>(tally)->add(pairs.pair_slot, num_pairs, num_rows, seconds))
+        at<LayerTally>(tally)->look_at(pairs.pair_slot, num_pairs, at<const float>(out), slots.down.rows);
 }
 
 void run_gate(const GateWeights& weights, Address hidden, int64_t num_rows,

@@ -18,6 +18,7 @@ from actors.kernels import _native
 from actors.kernels.contract import AttentionInputs, AttentionWeights, ExpertWeights, GateWeights, LayerKV, MlpWeights
 from actors.kernels.reference.rope import inverse_frequencies
 from actors.model.config import LayerSpec, RopeScaling
+from routing.load.tally import LayerTally
 
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -167,3 +168,12 @@ def _check(tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ..
 
 def _is_readable(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and tensor.is_cpu
+
+
+def tally_address(tally: LayerTally | None) -> int:
+    """0: not to count."""
+    if tally is None:
+        return 0
+    if not tally.address:
+        raise KernelError("native kernels count in a native tally (routing/load/native_tally.py), not in a reference")
+    return tally.address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from actors.kernels.reference import attention, gate, mlp
 from actors.kernels.reference.linear import linear
 from actors.kernels.reference.norm import rms_norm
 from actors.model.config import LayerSpec
+from routing.load.tally import LayerTally
 
 # Eight rows: small enough that one decoding user pays little for the padding, large enough for a blocked product.
 ROW_INDEPENDENT_TILE = 8
@@ -53,9 +55,19 @@ class ReferenceKernels:
         return mlp.gated_mlp(normed, weights, spec.shared_limit, tile_rows=self._tile_rows)
 
     def expert_mlp(
-        self, hidden: Tensor, pair_row: Tensor, pair_slot: Tensor, weights: ExpertWeights, limit: float
+        self,
+        hidden: Tensor,
+        pair_row: Tensor,
+        pair_slot: Tensor,
+        weights: ExpertWeights,
+        limit: float,
+        tally: LayerTally | None = None,
     ) -> Tensor:
-        return mlp.expert_mlp(hidden, pair_row, pair_slot, weights, limit, tile_rows=self._tile_rows)
+        began_at = time.perf_counter()
+        out = mlp.expert_mlp(hidden, pair_row, pair_slot, weights, limit, tile_rows=self._tile_rows)
+        if tally is not None:
+            tally.add(pair_slot, hidden.shape[0], time.perf_counter() - began_at, out)
+        return out
 
     def draft_input(self, embedded: Tensor, hidden: Tensor, weights: DraftInputWeights) -> Tensor:
         eps = self.rms_norm_eps
