@@ -28,8 +28,8 @@ PASSES_AT_ONCE = 4  # draft passes through as many modules that are learnt from 
 SHORTEST = 1e-6  # seconds
 # Standard deviations of logarithms, as of a machine whose neighbours come and go.
 NOISE = 0.1  # of one step around what it should take
-PACE_DRIFT = 0.02  # of the whole machine, from step to step
-SIZE_DRIFT = 0.003  # of one size against the others, from step to step
+PACE_DRIFT = 0.06  # of the whole machine, from step to step
+SIZE_DRIFT = 0.001  # of one size against the others, from step to step
 UNKNOWN = 0.2  # of a size that was never seen around the formula
 MAX_SURPRISE = 0.4  # what one step can prove at most
 LEFT_OUT_PRIOR = 256.0  # rows; before anything was seen, all are seen later

@@ -30,8 +30,7 @@ PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
 TRIED_BY = 4  # longer drafts are tried by one sequence in so many, with the fewest rows to catch up
-LEARNING_STEPS = 32  # steps with as many sequences that try every length in turn, to learn what they cost
-LEARNING_ROWS = 128  # of these steps at least: those of few sequences are short, and scatter more
+LEARNING_STEPS = 128  # steps with as many sequences that try every length in turn, to learn what they cost
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class DraftLengths:
         return Choice(best, "faster") if is_faster and best != last else Choice(last, "kept")
 
     def _is_learning(self, batch: Sized) -> bool:
-        return self._num_learnt[_doublings(batch)] <= learning_steps(batch) or not self.cost.is_known
+        return self._num_learnt[_doublings(batch)] <= LEARNING_STEPS or not self.cost.is_known
 
 
 class _Probes:
@@ -222,11 +221,6 @@ def _running(values: NDArray[Any]) -> FloatArray:
     sums = np.zeros((values.shape[0], values.shape[1] + 1))
     np.cumsum(values, axis=1, out=sums[:, 1:])
     return sums
-
-
-def learning_steps(batch: Sized) -> int:
-    """That try every length when such a batch is new."""
-    return max(LEARNING_STEPS, LEARNING_ROWS // len(batch))
 
 
 def _doublings(batch: Sized) -> int:

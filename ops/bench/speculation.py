@@ -48,8 +48,8 @@ SETTINGS: Mapping[str, MtpConfig] = {
 MAX_STREAMS = 32
 MAX_MODEL_LEN = 2048
 TOKENS_PER_STREAM = 1024  # room in the KV cache: a prompt, an answer, and how far the fastest goes beyond it
-WARM_UP_ROUNDS = 3
 MAX_BATCHES = 4  # different prompts for each measurement of a cell, where the streams leave any
+WARM_UP_BATCHES = 3 * MAX_BATCHES
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class Bench:
         """Measure all settings at one number of streams; the first rounds are for warming up."""
         batches = self._prompts(domain, streams)
         rounds: list[dict[str, Measured]] = []
-        for idx in range(WARM_UP_ROUNDS + self._plan.rounds):
+        for idx in range(warm_up_rounds(streams) + self._plan.rounds):
             for dispatcher in self._dispatchers.values():
                 dispatcher.counts_experts = idx == 0
             rounds.append({name: Measured() for name in SETTINGS})
             for batch in batches:
                 self._measure(batch, rounds[-1])
                 progress.advance(task)
-        return Cell(domain, streams, warm_up=rounds[0], rounds=tuple(rounds[WARM_UP_ROUNDS:]))
+        return Cell(domain, streams, warm_up=rounds[0], rounds=tuple(rounds[-self._plan.rounds :]))
 
     def _load(self) -> dict[str, EngineStep]:
         checkpoint, model = self._plan.checkpoint, self._model
@@ -166,10 +166,14 @@ def num_batches(streams: int) -> int:
     return min(MAX_BATCHES, MAX_STREAMS // streams)
 
 
+def warm_up_rounds(streams: int) -> int:
+    return WARM_UP_BATCHES // num_batches(streams)
+
+
 def measure(plan: Plan, experts: Dispatcher, domains: Sequence[str], title: str) -> list[Cell]:
     """Every cell of these domains, with a bar on standard error."""
     bench = Bench(plan, experts)
-    num_runs = len(domains) * sum(map(num_batches, plan.streams)) * (WARM_UP_ROUNDS + plan.rounds)
+    num_runs = len(domains) * sum(num_batches(n) * (warm_up_rounds(n) + plan.rounds) for n in plan.streams)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=num_runs)
         return [bench.cell(domain, streams, progress, task) for domain in domains for streams in plan.streams]
@@ -214,7 +218,7 @@ def _parse() -> Plan:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, MAX_STREAMS], help=f"1 to {MAX_STREAMS}")
     parser.add_argument("--tokens", type=int, default=32, help="of an answer at most")
-    parser.add_argument("--rounds", type=int, default=8, help=f"timed ones, {WARM_UP_ROUNDS} more warm up")
+    parser.add_argument("--rounds", type=int, default=8, help="timed ones; others warm up before")
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--separate-domains", nargs="*", default=list(DOMAINS)[:1])
     parser.add_argument("--ep-size", type=int, default=8, help="expert ranks")
