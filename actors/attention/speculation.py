@@ -21,7 +21,7 @@ LOG_EVERY = 500  # steps
 
 
 class Speculation:
-    """The step calls `begin`, `verified` for each item, and `draft`. clock: seconds, monotonic."""
+    """The step calls `begin`, `verified` for each item, `draft`, and `end`. clock: seconds, monotonic."""
 
     def __init__(
         self, drafter: Drafter, scheduler: Scheduler, lengths: DraftLengths, clock: Callable[[], float]
@@ -30,12 +30,14 @@ class Speculation:
         self._clock = clock
         self._acceptance = global_acceptance(lengths.max_drafts)
         self._began_at = 0.0
+        self._priced_rows = 0  # of a step whose price says something of steps like it
         self._num_steps = 0
         self._draft_s = 0.0
         self.stats = SpeculationStats()
 
     def begin(self) -> None:
-        """A step begins."""
+        """A step begins, with all that belongs to it."""
+        self._priced_rows = 0
         self._began_at = self._clock()
 
     def verified(self, item: ScheduledSequence, num_accepted: int, hidden: Tensor) -> None:
@@ -56,14 +58,20 @@ class Speculation:
             logger.debug("speculation: %s", self.stats)
         if any(item.drafts for item in items):
             self._acceptance.forget()
-        now = self._clock()
-        if items and all(item.num_tokens == 1 and item.needs_logits for item in items):
-            self._lengths.cost.observe_step(sum(item.num_rows for item in items), now - self._began_at)
+        if all(item.num_tokens == 1 and item.needs_logits for item in items):
+            self._priced_rows = sum(item.num_rows for item in items)
         running = [item.sequence for item in items if item.sequence.state is SequenceState.RUNNING]
         lengths = self._choose([sequence for sequence in running if sequence.num_uncomputed_tokens == 1])
         self._run(draft_items(running, lengths))
         for sequence in running:
             self._scheduler.settle(sequence, sequence.drafting.num_settled)
+
+    def end(self) -> None:
+        """The step is over and its news are told. What it took beside the draft pass is its price; also what is the
+        same for all sizes counts, for tokens per second are compared."""
+        if self._priced_rows:
+            self._lengths.cost.observe_step(self._priced_rows, self._clock() - self._began_at)
+        self._priced_rows = 0
 
     def ended(self, sequence: Sequence) -> None:
         """Nothing more will be drafted for it."""
@@ -85,6 +93,7 @@ class Speculation:
         began_at = self._clock()
         done = self._drafter.run(work)
         took_s = self._clock() - began_at
+        self._began_at += took_s  # a pass has its own price
         self._draft_s += took_s
         if done.num_modules and all(item.num_drafts for item in work):
             num_drafts = sum(item.num_drafts for item in work)

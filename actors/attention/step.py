@@ -124,12 +124,12 @@ class EngineStep:
 
         Raises TransportError when the expert tier did not answer; the next call repeats the step.
         """
+        if self._speculation is not None:
+            self._speculation.begin()
         schedule = self.scheduler.schedule()
         if not schedule.items:
             return
         began_at = self._clock()
-        if self._speculation is not None:
-            self._speculation.begin()
         try:
             computed = self._forward(schedule)
         except TransportError:
@@ -154,6 +154,8 @@ class EngineStep:
                 if event.finish_reason is not None:
                     self._tell_end(sequence)
         self._news.clear()
+        if self._speculation is not None:
+            self._speculation.end()
         return events
 
     def take_queue_seconds(self) -> tuple[float, ...]:
