@@ -61,6 +61,15 @@ class Dispatcher(Protocol):
         ...
 
 
+class TimedDispatcher(Dispatcher, Protocol):
+    """One that tells how long the expert tier was waited for: what drafts are priced by."""
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that `combine` took since birth, where it returned."""
+        ...
+
+
 class ExpertCompute(Protocol):
     """Expert side: what one EP rank computes. Holds weights, never request state."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -26,15 +27,19 @@ class LocalDispatcher:
         self._deterministic = deterministic
         self._plan = planner(device)
         self._routing = [layer_routing(expert_map, idx, device) for idx in range(expert_map.num_moe_layers)]
+        self.waited_s = 0.0
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
         plan = self._plan(request.topk_ids, request.topk_weights, self._routing[request.moe_layer_idx])
         return DispatchHandle(request, plan, exchange=None)
 
     def combine(self, handle: DispatchHandle) -> Tensor:
+        began_at = time.perf_counter()
         outputs = [self._compute(handle, ep_rank) for ep_rank in handle.plan.ranks]
         combine = sum_per_expert if self._deterministic else sum_partials
-        return combine(outputs, handle.plan, handle.request)
+        combined = combine(outputs, handle.plan, handle.request)
+        self.waited_s += time.perf_counter() - began_at
+        return combined
 
     def abandon(self, handle: DispatchHandle) -> None:
         """Nothing is in flight before `combine`."""

@@ -63,6 +63,10 @@ class RemoteDispatcher:
         """Of the map that dispatches are planned with; -1 before the first."""
         return self._tables.map_epoch
 
+    @property
+    def waited_s(self) -> float:
+        return self.counts.combine_s
+
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
         began_at = time.perf_counter()
         plan = self._plan(request.topk_ids, request.topk_weights, self._tables.layers[request.moe_layer_idx])

@@ -30,13 +30,13 @@ from actors.weights.loader import load_attention_weights
 from actors.weights.progress import logged
 from actors.weights.shard import AttentionTierWeights
 from actors.weights.source import SafetensorsSource
-from routing.dispatcher import Dispatcher
+from routing.dispatcher import TimedDispatcher
 from routing.load.monitor import LoadMonitor
 
 TOKENIZER_NAME = "tokenizer.json"
 
 
-def load_engine(config: AttentionConfig, checkpoint: Path, ep_size: int, dispatcher: Dispatcher) -> EngineStep:
+def load_engine(config: AttentionConfig, checkpoint: Path, ep_size: int, dispatcher: TimedDispatcher) -> EngineStep:
     """Slow: reads the attention tier's weights. Raises CheckpointError, ValueError if the KV cache is too small."""
     if config.deterministic:
         torch.set_num_threads(1)  # `load_kernels` says why
@@ -61,7 +61,7 @@ def build_engine(
     config: AttentionConfig,
     model: ModelConfig,
     weights: AttentionTierWeights,
-    dispatcher: Dispatcher,
+    dispatcher: TimedDispatcher,
     num_valid_tokens: int,
 ) -> EngineStep:
     """An engine over loaded weights. num_valid_tokens: ids from here on are padding and never sampled."""
@@ -91,7 +91,9 @@ def build_engine(
     speculation = None
     if layout.num_draft_modules:
         modules = DraftModules(model, weights, kernels, storage.layers[model.num_layers :], layout.num_draft_modules)
-        speculation = _speculation(config, model, modules, scheduler, sampler)
+        drafter = Drafter(modules, sampler, config.block_size, config.device, is_sampled=config.mtp.sample_drafts)
+        lengths = draft_lengths(config, model, modules.num_modules)
+        speculation = Speculation(drafter, scheduler, lengths, time.perf_counter, lambda: dispatcher.waited_s)
     return EngineStep(scheduler, decoder, dispatcher, sampler, shape, speculation, monitor)
 
 
@@ -113,13 +115,10 @@ def kv_layout(config: AttentionConfig, model: ModelConfig) -> KvLayout:
     return KvLayout(config.block_size, model.window, num_modules, MAX_UNSETTLED if num_modules else 0)
 
 
-def _speculation(
-    config: AttentionConfig, model: ModelConfig, modules: DraftModules, scheduler: Scheduler, sampler: Sampler
-) -> Speculation:
-    drafter = Drafter(modules, sampler, config.block_size, config.device, is_sampled=config.mtp.sample_drafts)
-    cost = StepCost(model.num_experts, model.top_k)
+def draft_lengths(config: AttentionConfig, model: ModelConfig, max_drafts: int) -> DraftLengths:
+    """What chooses them, by prices that are still to be learnt."""
     mode: Literal["adaptive", "fixed"] = "fixed" if config.mtp.mode == "fixed" else "adaptive"
-    return Speculation(drafter, scheduler, DraftLengths(mode, modules.num_modules, cost), time.perf_counter)
+    return DraftLengths(mode, max_drafts, StepCost(model.num_experts, model.top_k))
 
 
 def max_model_len(config: AttentionConfig, model: ModelConfig) -> int:

@@ -21,15 +21,21 @@ LOG_EVERY = 500  # steps
 
 
 class Speculation:
-    """The step calls `begin`, `verified` for each item, `draft`, and `end`. clock: seconds, monotonic."""
+    """The step calls `begin`, `verified` for each item, `draft`, and `end`."""
 
     def __init__(
-        self, drafter: Drafter, scheduler: Scheduler, lengths: DraftLengths, clock: Callable[[], float]
+        self,
+        drafter: Drafter,
+        scheduler: Scheduler,
+        lengths: DraftLengths,
+        clock: Callable[[], float],
+        expert_clock: Callable[[], float],
     ) -> None:
+        """clock: seconds, monotonic. expert_clock: those that the expert tier was waited for."""
         self._drafter, self._scheduler, self._lengths = drafter, scheduler, lengths
-        self._clock = clock
+        self._clock, self._expert_clock = clock, expert_clock
         self._acceptance = global_acceptance(lengths.max_drafts)
-        self._began_at = 0.0
+        self._began_at = self._expert_began_at = 0.0
         self._priced_rows = 0  # of a step whose price says something of steps like it
         self._num_steps = 0
         self._draft_s = 0.0
@@ -38,7 +44,7 @@ class Speculation:
     def begin(self) -> None:
         """A step begins, with all that belongs to it."""
         self._priced_rows = 0
-        self._began_at = self._clock()
+        self._began_at, self._expert_began_at = self._clock(), self._expert_clock()
 
     def verified(self, item: ScheduledSequence, num_accepted: int, hidden: Tensor) -> None:
         """An item was computed and judged. hidden: [R, H], the trunk's output at its rows that stay."""
@@ -70,7 +76,8 @@ class Speculation:
         """The step is over and its news are told. What it took beside the draft pass is its price; also what is the
         same for all sizes counts, for tokens per second are compared."""
         if self._priced_rows:
-            self._lengths.cost.observe_step(self._priced_rows, self._clock() - self._began_at)
+            expert_s = self._expert_clock() - self._expert_began_at
+            self._lengths.cost.observe_step(self._priced_rows, self._clock() - self._began_at, expert_s)
         self._priced_rows = 0
 
     def ended(self, sequence: Sequence) -> None:

@@ -1,14 +1,16 @@
 """What a step costs in seconds, learnt from the steps that were run. Pure: durations are given, not measured.
 
 A step reads the weights of every expert it touches and computes its rows, so its time is
-base + per_row * rows + per_expert * distinct experts. A draft pass runs module after module, so it costs
-per_module * modules + per_row * rows, rows counted once for each module, + per_draft * drafts, for each one's logits.
-Where steps of a size were seen, what they took counts, not the formula.
+base + per_row * rows + per_expert * distinct experts. Where steps of a size were seen, what they took counts, not the
+formula. Each tier's part is learnt by itself and has a pace of its own: an expert tier that others keep busy makes rows
+dearer, and drafts with them, as soon as it is waited for.
+
+A draft pass runs module after module on the attention tier, so it costs per_module * modules + per_row * rows, rows
+counted once for each module, + per_draft * drafts, for each one's logits.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import mul
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from actors.speculative.durations import Durations
 from routing.load.least_squares import non_negative_fit
 from routing.load.sums import FloatArray
 
@@ -26,15 +29,8 @@ ENOUGH = 8  # observations before a prediction means something
 AT_ONCE = 8  # steps of as many rows that are learnt from together: learning takes as long as a row of a small model
 PASSES_AT_ONCE = 4  # draft passes through as many modules that are learnt from together: all is linear in them
 SHORTEST = 1e-6  # seconds
-# Standard deviations of logarithms, as of a machine whose neighbours come and go.
-NOISE = 0.1  # of one step around what it should take
-PACE_DRIFT = 0.06  # of the whole machine, from step to step
-SIZE_DRIFT = 0.001  # of one size against the others, from step to step
-UNKNOWN = 0.2  # of a size that was never seen around the formula
-MAX_SURPRISE = 0.4  # what one step can prove at most
 LEFT_OUT_PRIOR = 256.0  # rows; before anything was seen, all are seen later
 LEFT_OUT_MEMORY = 32.0  # sequences after whose end an old one counts for 1 / e
-FEW_ROWS, KNOTS_PER_DOUBLING = 4, 2  # see `_place`
 
 
 Numbers = TypeVar("Numbers", float, FloatArray)
@@ -87,79 +83,44 @@ class LinearCost:
             self._gram -= (1.0 - FORGETTING) / weight * np.outer(seen, seen)
 
 
-class Durations:
-    """What steps of each size take, and the pace of the machine, which is that of all sizes together.
+class TierCost:
+    """What one tier takes of a step. features: of a number of rows, those of the formula."""
 
-    A line through knots, over the logarithm of rows, whose heights are logarithms of seconds at a pace of 0. A Kalman
-    filter without covariances moves knots and pace: a step that takes long is laid to whichever is known less well, so
-    that a slow moment does not make the present size look dear.
-    """
+    def __init__(self, features: Callable[[float], tuple[float, ...]]) -> None:
+        self._features = features
+        self._formula = LinearCost(len(features(1.0)))
+        self._durations = Durations()
 
-    def __init__(self) -> None:
-        self._pace, self._pace_variance = 0.0, UNKNOWN**2
-        self._knots: dict[int, _Knot] = {}
-        self._num_steps = 0
+    @property
+    def num_observed(self) -> int:
+        return self._formula.num_observed
 
     @property
     def pace(self) -> float:
         """Seconds that pass for each second of the formula."""
-        return math.exp(self._pace)
+        return self._durations.pace
 
-    def seconds(self, num_rows: FloatArray, formula_s: Callable[[float], float], curiosity: float = 0.0) -> FloatArray:
-        """Of steps with so many rows, [N], ascending. formula_s: of rows, for sizes that were never seen. curiosity:
-        standard deviations by which a step may be faster than expected."""
-        places = np.array([_place(rows) for rows in num_rows.tolist()])
-        first = int(places[0])
-        knots = [self._knot(idx, formula_s) for idx in range(first, int(places[-1]) + 2)]
-        heights = np.array([knot.height for knot in knots])
-        variances = np.array([self._variance(knot) for knot in knots])
-        left = places.astype(np.int64) - first
-        share = places - first - left
-        height = (1.0 - share) * heights[left] + share * heights[left + 1]
-        deviation = np.sqrt((1.0 - share) ** 2 * variances[left] + share**2 * variances[left + 1])
-        return np.asarray(np.exp(self._pace + height - curiosity * deviation))
-
-    def observe(self, num_rows: int, seconds: float, formula_s: Callable[[float], float], num_steps: int = 1) -> None:
+    def observe(self, num_rows: int, seconds: float, num_steps: int) -> None:
         """`num_steps` with so many rows took as many seconds each."""
-        self._num_steps += num_steps
-        parts = [(weight, self._knots.setdefault(idx, self._knot(idx, formula_s))) for idx, weight in _parts(num_rows)]
-        self._pace_variance = min(self._pace_variance + num_steps * PACE_DRIFT**2, UNKNOWN**2)
-        variances = [self._variance(knot) for _, knot in parts]
-        of_size = sum(weight**2 * variance for (weight, _), variance in zip(parts, variances, strict=True))
-        total = of_size + self._pace_variance + NOISE**2 / num_steps
-        height = sum(weight * knot.height for weight, knot in parts)
-        surprise = min(max(math.log(seconds) - self._pace - height, -MAX_SURPRISE), MAX_SURPRISE)
-        for (weight, knot), variance in zip(parts, variances, strict=True):
-            gain = weight * variance / total
-            knot.height += gain * surprise
-            knot.variance, knot.seen_at = variance * (1.0 - weight * gain), self._num_steps
-        pace_gain = self._pace_variance / total
-        self._pace += pace_gain * surprise
-        self._pace_variance *= 1.0 - pace_gain
+        self._formula.observe(self._features(num_rows), seconds / self.pace)
+        self._durations.observe(num_rows, max(seconds, SHORTEST), self._formula_s, num_steps)
 
-    def _knot(self, idx: int, formula_s: Callable[[float], float]) -> _Knot:
-        """As seen, or as the formula has it now."""
-        known = self._knots.get(idx)
-        return _Knot(math.log(formula_s(_rows_at(idx))), UNKNOWN**2, self._num_steps) if known is None else known
+    def seconds(self, num_rows: FloatArray, curiosity: float) -> FloatArray:
+        """See `Durations.seconds`."""
+        return self._durations.seconds(num_rows, self._formula_s, curiosity)
 
-    def _variance(self, knot: _Knot) -> float:
-        return min(knot.variance + SIZE_DRIFT**2 * (self._num_steps - knot.seen_at), UNKNOWN**2)
-
-
-@dataclass
-class _Knot:
-    height: float
-    variance: float
-    seen_at: int  # step
+    def _formula_s(self, num_rows: float) -> float:
+        return max(self._formula.seconds(self._features(num_rows)), SHORTEST)
 
 
 @dataclass
 class _Alike:
-    """The latest steps, which had as many rows each. seconds: of all."""
+    """The latest steps, which had as many rows each. attention_s, expert_s: of all."""
 
     num_rows: int = 0
     num_steps: int = 0
-    seconds: float = 0.0
+    attention_s: float = 0.0
+    expert_s: float = 0.0
 
 
 class StepCost:
@@ -167,9 +128,8 @@ class StepCost:
 
     def __init__(self, num_experts: int, top_k: int) -> None:
         self._num_experts, self._top_k = num_experts, top_k
-        self._step = LinearCost(3)
+        self._attention, self._experts = TierCost(self._features), TierCost(self._features)
         self._drafting = LinearCost(3)
-        self._durations = Durations()
         self._alike = _Alike()
         self._passes: list[tuple[float, float, float, float]] = []  # that were not learnt from yet
         self._num_caught_up, self._num_dropped = LEFT_OUT_PRIOR, 0.0
@@ -177,14 +137,16 @@ class StepCost:
     @property
     def is_known(self) -> bool:
         """Whether enough was seen to compare lengths."""
-        return min(self._step.num_observed, self._drafting.num_observed) >= ENOUGH
+        return min(self._attention.num_observed, self._drafting.num_observed) >= ENOUGH
 
-    def observe_step(self, num_rows: int, seconds: float) -> None:
+    def observe_step(self, num_rows: int, seconds: float, expert_s: float = 0.0) -> None:
+        """A step of so many rows. expert_s: how much of its seconds the expert tier was waited for."""
         if num_rows != self._alike.num_rows:
             self._learn(self._alike)
             self._alike = _Alike(num_rows)
         self._alike.num_steps += 1
-        self._alike.seconds += seconds
+        self._alike.attention_s += seconds - expert_s
+        self._alike.expert_s += expert_s
         if self._alike.num_steps == AT_ONCE:
             self._learn(self._alike)
             self._alike = _Alike(num_rows)
@@ -193,7 +155,7 @@ class StepCost:
         """A draft pass. num_module_rows: rows of all modules added up."""
         if self._passes and self._passes[-1][0] != num_modules:
             self._learn_passes()
-        self._passes.append((num_modules, num_module_rows, num_drafts, seconds / self._durations.pace))
+        self._passes.append((num_modules, num_module_rows, num_drafts, seconds / self._attention.pace))
         if len(self._passes) == PASSES_AT_ONCE or not self.is_known:
             self._learn_passes()
 
@@ -208,13 +170,14 @@ class StepCost:
 
     def steps_seconds(self, first: int, last: int, curiosity: float = 0.0) -> FloatArray:
         """Of steps with first, first + 1, ..., last rows, [last - first + 1]. curiosity: see `Durations.seconds`."""
-        return self._durations.seconds(np.arange(first, last + 1, dtype=np.float64), self._formula_s, curiosity)
+        num_rows = np.arange(first, last + 1, dtype=np.float64)
+        return self._attention.seconds(num_rows, curiosity) + self._experts.seconds(num_rows, curiosity)
 
     def drafting_seconds(self, num_modules: Any, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
         """Of a pass through so many modules, a number or an array as the others."""
         of_module, of_row, of_draft = self._drafting.coefficients
         seconds: Numbers = of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts
-        return self._durations.pace * seconds
+        return self._attention.pace * seconds
 
     def module_rows(self, num_tokens: FloatArray) -> FloatArray:
         """Rows added up over modules that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`,
@@ -235,36 +198,13 @@ class StepCost:
     def _learn(self, alike: _Alike) -> None:
         if not alike.num_steps:
             return
-        num_rows, mean_s = alike.num_rows, alike.seconds / alike.num_steps
-        self._step.observe(self._features(num_rows), mean_s / self._durations.pace)
-        self._durations.observe(num_rows, max(mean_s, SHORTEST), self._formula_s, alike.num_steps)
+        for tier, seconds in ((self._attention, alike.attention_s), (self._experts, alike.expert_s)):
+            tier.observe(alike.num_rows, seconds / alike.num_steps, alike.num_steps)
 
     def _learn_passes(self) -> None:
         *features, mean_s = (sum(column) / len(self._passes) for column in zip(*self._passes, strict=True))
         self._drafting.observe(features, mean_s)
         self._passes.clear()
 
-    def _formula_s(self, num_rows: float) -> float:
-        return max(self._step.seconds(self._features(num_rows)), SHORTEST)
-
-    def _features(self, num_rows: float) -> tuple[float, float, float]:
+    def _features(self, num_rows: float) -> tuple[float, ...]:
         return 1.0, num_rows, distinct_experts(num_rows, self._num_experts, self._top_k)
-
-
-def _place(num_rows: float) -> float:
-    """Where a size lies among the knots: up to FEW_ROWS each has its own, then a doubling has KNOTS_PER_DOUBLING."""
-    if num_rows <= FEW_ROWS:
-        return float(num_rows)
-    return FEW_ROWS + KNOTS_PER_DOUBLING * math.log2(num_rows / FEW_ROWS)
-
-
-def _parts(num_rows: int) -> list[tuple[int, float]]:
-    """The knots beside a size, and how much of its height is theirs."""
-    place = _place(num_rows)
-    first = int(place)
-    return [(idx, share) for idx, share in ((first, 1.0 - (place - first)), (first + 1, place - first)) if share > 0.0]
-
-
-def _rows_at(idx: int) -> float:
-    """The inverse."""
-    return float(idx) if idx <= FEW_ROWS else FEW_ROWS * 2.0 ** ((idx - FEW_ROWS) / KNOTS_PER_DOUBLING)

@@ -20,7 +20,7 @@ from actors.expert.actor import ExpertActor, load_shard
 from actors.expert.config import ExpertConfig
 from actors.frame_limits import frame_limits
 from actors.weights.check import read_model_config
-from routing.dispatcher import Dispatcher, DispatchHandle, ExpertRequest
+from routing.dispatcher import DispatchHandle, ExpertRequest, TimedDispatcher
 from routing.experts import ExpertMap
 from routing.local import LocalDispatcher
 from routing.remote import RemoteDispatcher
@@ -34,13 +34,17 @@ TIMEOUT_S = 60.0
 class CountingDispatcher:
     """A dispatcher that counts, since `reset`, what passes through it. Counting experts costs time, rows do not."""
 
-    def __init__(self, inner: Dispatcher) -> None:
+    def __init__(self, inner: TimedDispatcher) -> None:
         self._inner = inner
         self.counts_experts = False
         self.reset()
 
     def reset(self) -> None:
         self.num_dispatches = self.num_rows = self.num_experts = 0
+
+    @property
+    def waited_s(self) -> float:
+        return self._inner.waited_s
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
         self.num_dispatches += 1

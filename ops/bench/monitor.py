@@ -30,7 +30,7 @@ from actors.weights.source import SafetensorsSource
 from ops.bench.domains import mixed_prompts
 from ops.bench.expert_ranks import TIMEOUT_S, local_experts, separate_experts
 from ops.bench.streams import StreamTimer
-from routing.dispatcher import Dispatcher
+from routing.dispatcher import TimedDispatcher
 from routing.experts import linear_expert_map
 
 CHECKPOINT = Path(__file__).parents[1] / "nano" / "checkpoint"
@@ -50,7 +50,7 @@ def config_of(name: str) -> AttentionConfig:
     )
 
 
-def engines(checkpoint: Path, model: ModelConfig, experts: Mapping[str, Dispatcher]) -> Mapping[str, EngineStep]:
+def engines(checkpoint: Path, model: ModelConfig, experts: Mapping[str, TimedDispatcher]) -> Mapping[str, EngineStep]:
     """By "on" and "off"; they share the attention tier's weights."""
     with SafetensorsSource(checkpoint) as source:
         weights = load_attention_weights(source, model)
@@ -62,7 +62,7 @@ def engines(checkpoint: Path, model: ModelConfig, experts: Mapping[str, Dispatch
 
 
 @contextmanager
-def tiers(checkpoint: Path, model: ModelConfig, *, is_separate: bool) -> Iterator[Mapping[str, Dispatcher]]:
+def tiers(checkpoint: Path, model: ModelConfig, *, is_separate: bool) -> Iterator[Mapping[str, TimedDispatcher]]:
     """Expert ranks for both settings."""
     expert_map = linear_expert_map(len(model.moe_layers), model.num_experts, EP_SIZE)
     with ExitStack() as stack:

@@ -35,7 +35,7 @@ from ops.bench.domains import DOMAINS, prompts
 from ops.bench.expert_ranks import TIMEOUT_S, CountingDispatcher, local_experts, separate_experts
 from ops.bench.speculation_tables import Cell, Measured, print_cells, print_step_costs, print_verdict
 from ops.bench.streams import StreamTimer, decode_in_turns
-from routing.dispatcher import Dispatcher
+from routing.dispatcher import TimedDispatcher
 from routing.experts import linear_expert_map
 
 CHECKPOINT = Path(__file__).parents[1] / "nano" / "checkpoint"
@@ -80,7 +80,7 @@ class TimedCost(StepCost):
 class Bench:
     """One engine for each setting, over the same weights and experts."""
 
-    def __init__(self, plan: Plan, experts: Dispatcher) -> None:
+    def __init__(self, plan: Plan, experts: TimedDispatcher) -> None:
         self._plan = plan
         self._model = read_model_config(plan.checkpoint)
         self._dispatchers = {name: CountingDispatcher(experts) for name in SETTINGS}
@@ -170,7 +170,7 @@ def warm_up_rounds(streams: int) -> int:
     return WARM_UP_BATCHES // num_batches(streams)
 
 
-def measure(plan: Plan, experts: Dispatcher, domains: Sequence[str], title: str) -> list[Cell]:
+def measure(plan: Plan, experts: TimedDispatcher, domains: Sequence[str], title: str) -> list[Cell]:
     """Every cell of these domains, with a bar on standard error."""
     bench = Bench(plan, experts)
     num_runs = len(domains) * sum(num_batches(n) * (warm_up_rounds(n) + plan.rounds) for n in plan.streams)

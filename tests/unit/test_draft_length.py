@@ -45,6 +45,15 @@ class Machine:
         experts = distinct_experts(num_rows, NUM_EXPERTS, TOP_K)
         return 1e-3 * (self.base + self.row * num_rows + self.expert * experts)
 
+    def expert_seconds(self, num_rows: int) -> float:
+        return 1e-3 * self.expert * distinct_experts(num_rows, NUM_EXPERTS, TOP_K)
+
+    def observe_split(self, num_rows: int, busy: float) -> None:
+        """A step whose experts take `busy` times as long as they should."""
+        expert_s = busy * self.expert_seconds(num_rows)
+        attention_s = self.step_seconds(num_rows) - self.expert_seconds(num_rows)
+        self.cost.observe_step(num_rows, attention_s + expert_s, expert_s)
+
     def learnt(self, num_sequences: int, rounds: int = 15, noise: float = 0.0) -> StepCost:
         """Every length in turn, for as many sequences."""
         rng = random.Random(0)
@@ -419,6 +428,26 @@ def test_a_slow_moment_does_not_make_the_present_size_look_dear() -> None:
         cost.observe_step(8, 1.5 * machine.step_seconds(8))
     for num_rows in (8, 16, 24, 32):
         assert cost.step_seconds(num_rows) == pytest.approx(1.5 * machine.step_seconds(num_rows), rel=0.15)
+
+
+def test_a_busy_expert_tier_makes_rows_and_drafts_dearer_at_once() -> None:
+    """Others come to use the experts, who then take four times as long. Forty steps without drafts tell what steps
+    with drafts cost now, though none was seen; fewer are worth it, and the rest of the machine is as fast as ever."""
+    machine = Machine(10.0, 0.0, 0.3, 0.5, 0.05)
+    for length in [0, 1, 2, 3] * 30:
+        num_rows = 4 * (1 + length)
+        machine.observe_split(num_rows, busy=1.0)
+        if length:
+            machine.cost.observe_drafting(length, 4 * _module_rows(length), 4 * length, 1e-3 * length)
+    batch, passes_s = [_sequence(0.7, 0.6, 0.5)] * 4, _drafting_seconds(machine.cost, [3] * 4)
+    before = Outlook(batch, machine.cost).best_lengths()
+    for _ in range(40):
+        machine.observe_split(4, busy=4.0)
+    for num_rows in (4, 8, 12, 16):
+        expected = machine.step_seconds(num_rows) + 3.0 * machine.expert_seconds(num_rows)
+        assert machine.cost.step_seconds(num_rows) == pytest.approx(expected, rel=0.05)
+    assert sum(Outlook(batch, machine.cost).best_lengths()) < sum(before)
+    assert _drafting_seconds(machine.cost, [3] * 4) == pytest.approx(passes_s, rel=0.05)
 
 
 def test_a_size_that_does_not_follow_the_formula_is_known_by_itself() -> None:
