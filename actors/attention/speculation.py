@@ -51,8 +51,9 @@ class Speculation:
         state = item.sequence.drafting
         if item.needs_logits:
             self.stats.observe(len(item.drafts), num_accepted)
-            self._acceptance.observe(len(item.drafts), num_accepted)
             state.observe(len(item.drafts), num_accepted)
+        if item.drafts:
+            self._acceptance.observe(len(item.drafts), num_accepted)
         if item.sequence.state is SequenceState.RUNNING:
             state.accepted(num_accepted)
             state.add_rows(hidden)

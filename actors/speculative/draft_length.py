@@ -21,11 +21,11 @@ from actors.speculative.cost import StepCost
 from routing.load.sums import FloatArray
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-WORTH_DRAFTING = 1.03  # what drafts must promise against none: rates and prices are estimates, and none needs neither
+WORTH_DRAFTING = 1.05  # what drafts must promise against none: rates and prices are estimates, and none needs neither
 DECIDE_EVERY = 8  # steps: deciding takes as long as a row of a small model
 CURIOSITY = 0.5  # standard deviations
 PROBE_EVERY = 4  # decisions after which everybody tries another length: what nobody tries is never seen again
-PROBE_AT_MOST_EVERY = 16  # decisions, while tries teach nothing new
+PROBE_AT_MOST_EVERY = 32  # decisions, while tries teach nothing new
 PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
