@@ -68,7 +68,9 @@ class Speculation:
         if all(item.num_tokens == 1 and item.needs_logits for item in items):
             self._priced_rows = sum(item.num_rows for item in items)
         running = [item.sequence for item in items if item.sequence.state is SequenceState.RUNNING]
+        chosen_at = self._clock()
         lengths = self._choose([sequence for sequence in running if sequence.num_uncomputed_tokens == 1])
+        self._began_at += self._clock() - chosen_at  # to decide takes long, and happens now and then
         self._run(draft_items(running, lengths))
         for sequence in running:
             self._scheduler.settle(sequence, sequence.drafting.num_settled)
