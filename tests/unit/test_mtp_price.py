@@ -19,7 +19,7 @@ from tests.fakes.configs import tiny_config
 from tests.fakes.drafting import write_drafting_checkpoint
 
 MAX_DRAFTS = 3
-SCHEDULE_S, FORWARD_S, EXPERTS_S, SAMPLE_S, PASS_S = 1.0, 10.0, 4.0, 0.1, 100.0
+SCHEDULE_S, FORWARD_S, EXPERTS_S, SAMPLE_S, CHOICE_S, PASS_S = 1.0, 10.0, 4.0, 0.1, 30.0, 100.0
 REQUEST = GenerateRequest("one", (5, 9, 13, 17, 21), SamplingSpec(24, temperature=0.0, ignore_eos=True))
 STEP_S = SCHEDULE_S + FORWARD_S + SAMPLE_S
 
@@ -69,15 +69,16 @@ def _observed(cluster: LocalCluster) -> Seen:
         (engine.scheduler, "schedule", SCHEDULE_S),
         (engine, "_forward", FORWARD_S),
         (engine._sampler, "open", SAMPLE_S),
+        (speculation, "_choose", CHOICE_S),
         (speculation._drafter, "run", PASS_S),
     ):
         setattr(owner, name, _slowed(clock, seconds, getattr(owner, name)))
     return seen
 
 
-def test_a_step_is_priced_as_a_whole_but_for_its_draft_pass(cluster: LocalCluster) -> None:
+def test_a_step_is_priced_as_a_whole_but_for_its_drafts(cluster: LocalCluster) -> None:
     """Scheduling and sampling cost as much for any number of drafts, and count: what is compared are tokens for all the
-    time that passes. Steps with rows of a prompt say nothing of decoding."""
+    time that passes. To decide takes long, but now and then only. Rows of a prompt say nothing of decoding."""
     seen = _observed(cluster)
     cluster.generate([REQUEST])
     assert len(seen.steps) > 2
