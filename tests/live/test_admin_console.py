@@ -237,7 +237,7 @@ def _is_measured(page: DrivenPage) -> bool:
     """Every figure that needs some seconds of traffic is there."""
     streams, busy, parts = (_rows(page, body) for body in ("streams", "busy", "parts"))
     is_counted = [row[1:3] for row in streams] == [["1", "2"]] and not streams[0][3].startswith("0 ")
-    return is_counted and len(parts) > 2 and all("no data" not in row and "0 %" not in row for row in busy)
+    return is_counted and len(parts) > 2 and all("no data" not in row and "0.0 %" not in row for row in busy)
 
 
 def _members(state: dict[str, Any]) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ function busyRows(busy) {
     if (busy === undefined) return [[format.NO_DATA]];
     return busy.map(([rank, share]) => [
         { text: String(rank), isHeader: true },
-        { text: format.percent(share), share, className: "number" },
+        { text: format.percent(share, 1), share, className: "number" },
     ]);
 }
 
