@@ -3,7 +3,7 @@
 A step reads the weights of every expert it touches and computes its rows, so its time is
 base + per_row * rows + per_expert * distinct experts. Where steps of a size were seen, what they took counts, not the
 formula. Each tier's part is learnt by itself and has a pace of its own: an expert tier that others keep busy makes rows
-dearer, and drafts with them, as soon as it is waited for.
+dearer, and drafts with them, before any was tried.
 
 A draft pass runs module after module on the attention tier, so it costs per_module * modules + per_row * rows, rows
 counted once for each module, + per_draft * drafts, for each one's logits.

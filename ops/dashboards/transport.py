@@ -117,8 +117,8 @@ WAITING = Row(
         sized(
             lines(
                 "Busy ranks",
-                "Share of time that a rank computes. Waiting with idle ranks is the network's, with a busy one the "
-                "placement's.",
+                "Share of time that the products of a rank's experts take. Waiting with idle ranks is the network's, "
+                "with a busy one the placement's.",
                 Unit.SHARE,
                 Query(rate("step35_expert_busy_seconds_total", by=("ep_rank",)), "rank {{ep_rank}}"),
             ),

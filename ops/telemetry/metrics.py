@@ -199,7 +199,7 @@ EXPERT_TIER = (
     _expert.counter("step35_expert_pairs_total", "(row, expert) pairs this rank computed.", LAYER),
     _expert.counter("step35_expert_touched_total", "Distinct experts touched, added up over batches.", LAYER),
     _expert.counter("step35_expert_batches_total", "Batches of ready rows, one product each.", LAYER),
-    _expert.counter("step35_expert_busy_seconds_total", "Time spent computing.", unit="seconds"),
+    _expert.counter("step35_expert_busy_seconds_total", "Time spent in the products of experts.", unit="seconds"),
     _coordinator.gauge(
         "step35_balancedness_ratio",
         "Pairs over the load window: mean over ranks over maximum over ranks; 1 is perfect.",

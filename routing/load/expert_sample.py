@@ -19,7 +19,7 @@ class ExpertSample(Sums):
     """Sums over some calls of one rank.
 
     num_calls, rows, distinct: [L], calls, their rows, and the distinct slots of each call added up.
-    pairs: [L, S]. seconds: [L, S], each call's time apportioned by pairs.
+    pairs: [L, S]. seconds: [L, S], the time of each call's products apportioned by pairs.
     norm_sums, norm_counts: [L, S], root mean squares of output vectors added up, and how many were looked at.
     cost: [4, 4], `cost_moments` of the calls.
     """

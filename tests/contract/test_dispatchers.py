@@ -177,15 +177,18 @@ def test_abandoned_handle(bundles: Bundles) -> None:
 
 
 def test_failed_combine_spends_the_handle(bundles: Bundles) -> None:
-    """After refusals, more than max_in_flight of them, the dispatcher still works."""
+    """After refusals, more than max_in_flight of them, the dispatcher still works; only what was answered was waited
+    for."""
     remote = make_remote(bundles, MAPS["linear"], deterministic=True)
     with bundles.serving(lambda port, work: port.refuse(work, "no such epoch")):
         for _ in range(4):
             with pytest.raises(ExpertRefused, match="no such epoch"):
                 remote.combine(remote.dispatch(make_request(4)))
+    assert remote.waited_s == 0.0
     with bundles.serving(answer_with_mlp(bundles)):
         request = make_request(4)
         result = remote.combine(remote.dispatch(request))
+    assert remote.waited_s > 0.0
     assert torch.equal(result, local_result(MAPS["linear"], request, deterministic=True))
 
 

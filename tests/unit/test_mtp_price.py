@@ -88,6 +88,16 @@ def test_a_step_is_priced_as_a_whole_but_for_its_drafts(cluster: LocalCluster) -
     assert seen.passes == pytest.approx([PASS_S] * len(seen.passes))
 
 
+def test_the_wait_for_experts_is_a_part_of_the_step(cluster: LocalCluster) -> None:
+    """By the clocks that serve: the engine asks its dispatcher, whose wait is neither nothing nor all."""
+    seen, speculation = Seen(), cluster.engine._speculation
+    assert isinstance(speculation, Speculation)
+    speculation._lengths.cost = seen
+    cluster.generate([REQUEST])
+    assert len(seen.steps) > 2
+    assert all(0.0 < expert_s < seconds for _, seconds, expert_s in seen.steps)
+
+
 def test_a_step_that_failed_has_no_price(cluster: LocalCluster) -> None:
     """It is repeated; what the repeated one takes counts."""
     seen, engine = _observed(cluster), cluster.engine
