@@ -36,14 +36,14 @@ class Speculation:
         self._clock, self._expert_clock = clock, expert_clock
         self._acceptance = global_acceptance(lengths.max_drafts)
         self._began_at = self._expert_began_at = 0.0
-        self._priced_rows = 0  # of a step whose price says something of steps like it
+        self._priced: tuple[int, int] | None = None  # sequences and rows, where its price says something of steps like it
         self._num_steps = 0
         self._draft_s = 0.0
         self.stats = SpeculationStats()
 
     def begin(self) -> None:
         """A step begins, with all that belongs to it."""
-        self._priced_rows = 0
+        self._priced = None
         self._began_at, self._expert_began_at = self._clock(), self._expert_clock()
 
     def verified(self, item: ScheduledSequence, num_accepted: int, hidden: Tensor) -> None:
@@ -66,7 +66,7 @@ class Speculation:
         if any(item.drafts for item in items):
             self._acceptance.forget()
         if all(item.num_tokens == 1 and item.needs_logits for item in items):
-            self._priced_rows = sum(item.num_rows for item in items)
+            self._priced = len(items), sum(item.num_rows for item in items)
         running = [item.sequence for item in items if item.sequence.state is SequenceState.RUNNING]
         chosen_at = self._clock()
         lengths = self._choose([sequence for sequence in running if sequence.num_uncomputed_tokens == 1])
@@ -78,10 +78,10 @@ class Speculation:
     def end(self) -> None:
         """The step is over and its news are told. What it took beside the draft pass is its price; also what is the
         same for all sizes counts, for tokens per second are compared."""
-        if self._priced_rows:
+        if self._priced is not None:
             expert_s = self._expert_clock() - self._expert_began_at
-            self._lengths.cost.observe_step(self._priced_rows, self._clock() - self._began_at, expert_s)
-        self._priced_rows = 0
+            self._lengths.cost.observe_step(*self._priced, self._clock() - self._began_at, expert_s)
+        self._priced = None
 
     def ended(self, sequence: Sequence) -> None:
         """Nothing more will be drafted for it."""

@@ -11,14 +11,16 @@ counted once for each module, + per_draft * drafts, for each one's logits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import mul
 from typing import Any, TypeVar
 
 import numpy as np
 
-from actors.speculative.durations import Durations
+from actors.speculative.durations import NOISE, Durations, Pace
 from routing.load.least_squares import non_negative_fit
 from routing.load.sums import FloatArray
 
@@ -40,6 +42,11 @@ def distinct_experts(num_rows: Numbers, num_experts: int, top_k: int) -> Numbers
     """Experts of one layer that `num_rows` rows touch when the gate spreads evenly: E (1 - (1 - K / E)^rows)."""
     untouched: Numbers = (1.0 - top_k / num_experts) ** num_rows
     return num_experts * (1.0 - untouched)
+
+
+def doublings(num_sequences: int) -> int:
+    """Batches of less than twice as many sequences are alike."""
+    return num_sequences.bit_length()
 
 
 class LinearCost:
@@ -84,11 +91,11 @@ class LinearCost:
 
 
 class TierCost:
-    """What one tier takes of a step. features: of a number of rows, those of the formula."""
+    """What one tier takes of a step. features: of numbers of sequences and of rows, those of the formula."""
 
-    def __init__(self, features: Callable[[float], tuple[float, ...]]) -> None:
+    def __init__(self, features: Callable[[int, float], tuple[float, ...]]) -> None:
         self._features = features
-        self._formula = LinearCost(len(features(1.0)))
+        self._formula = LinearCost(len(features(1, 1.0)))
         self._durations = Durations()
 
     @property
@@ -100,23 +107,65 @@ class TierCost:
         """Seconds that pass for each second of the formula."""
         return self._durations.pace
 
-    def observe(self, num_rows: int, seconds: float, num_steps: int) -> None:
+    def observe(self, num_sequences: int, num_rows: int, seconds: float, num_steps: int) -> None:
         """`num_steps` with so many rows took as many seconds each."""
-        self._formula.observe(self._features(num_rows), seconds / self.pace)
-        self._durations.observe(num_rows, max(seconds, SHORTEST), self._formula_s, num_steps)
+        self._formula.observe(self._features(num_sequences, num_rows), seconds / self.pace)
+        formula_s = partial(self._formula_s, num_sequences)
+        self._durations.observe(doublings(num_sequences), num_rows, max(seconds, SHORTEST), formula_s, num_steps)
 
-    def seconds(self, num_rows: FloatArray, curiosity: float) -> FloatArray:
+    def seconds(self, num_sequences: int, num_rows: FloatArray, curiosity: float) -> FloatArray:
         """See `Durations.seconds`."""
-        return self._durations.seconds(num_rows, self._formula_s, curiosity)
+        formula_s = partial(self._formula_s, num_sequences)
+        return self._durations.seconds(doublings(num_sequences), num_rows, formula_s, curiosity)
 
-    def _formula_s(self, num_rows: float) -> float:
-        return max(self._formula.seconds(self._features(num_rows)), SHORTEST)
+    def _formula_s(self, num_sequences: int, num_rows: float) -> float:
+        return max(self._formula.seconds(self._features(num_sequences, num_rows)), SHORTEST)
+
+
+class DraftingCost:
+    """What a draft pass takes. It has a pace of its own: sequences with much context make steps dearer, not passes."""
+
+    def __init__(self) -> None:
+        self._formula = LinearCost(3)
+        self._pace = Pace()
+        self._passes: list[tuple[float, float, float, float]] = []  # that were not learnt from yet
+
+    @property
+    def num_observed(self) -> int:
+        return self._formula.num_observed
+
+    def step(self) -> None:
+        """A step has passed, whether it drafts or not."""
+        self._pace.drift(1)
+
+    def observe(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
+        """A pass; see `StepCost.observe_drafting`."""
+        if self._passes and self._passes[-1][0] != num_modules:
+            self._learn()
+        self._passes.append((num_modules, num_module_rows, num_drafts, max(seconds, SHORTEST)))
+        if len(self._passes) == PASSES_AT_ONCE or self.num_observed < ENOUGH:
+            self._learn()
+
+    def seconds(self, num_modules: Any, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
+        """See `StepCost.drafting_seconds`."""
+        of_module, of_row, of_draft = self._formula.coefficients
+        seconds: Numbers = of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts
+        return self._pace.ratio * seconds
+
+    def _learn(self) -> None:
+        num_passes = len(self._passes)
+        *features, mean_s = (sum(column) / num_passes for column in zip(*self._passes, strict=True))
+        self._formula.observe(features, mean_s / self._pace.ratio)
+        learnt_s = max(self._formula.seconds(features), SHORTEST)
+        self._pace.observe(self._pace.surprise(mean_s, math.log(learnt_s)), NOISE**2 / num_passes)
+        self._passes.clear()
 
 
 @dataclass
 class _Alike:
     """The latest steps, which had as many rows each. attention_s, expert_s: of all."""
 
+    num_sequences: int = 0
     num_rows: int = 0
     num_steps: int = 0
     attention_s: float = 0.0
@@ -128,10 +177,9 @@ class StepCost:
 
     def __init__(self, num_experts: int, top_k: int) -> None:
         self._num_experts, self._top_k = num_experts, top_k
-        self._attention, self._experts = TierCost(self._features), TierCost(self._features)
-        self._drafting = LinearCost(3)
+        self._attention, self._experts = TierCost(self._attention_features), TierCost(self._expert_features)
+        self._drafting = DraftingCost()
         self._alike = _Alike()
-        self._passes: list[tuple[float, float, float, float]] = []  # that were not learnt from yet
         self._num_caught_up, self._num_dropped = LEFT_OUT_PRIOR, 0.0
 
     @property
@@ -139,25 +187,22 @@ class StepCost:
         """Whether enough was seen to compare lengths."""
         return min(self._attention.num_observed, self._drafting.num_observed) >= ENOUGH
 
-    def observe_step(self, num_rows: int, seconds: float, expert_s: float = 0.0) -> None:
+    def observe_step(self, num_sequences: int, num_rows: int, seconds: float, expert_s: float = 0.0) -> None:
         """A step of so many rows. expert_s: how much of its seconds the expert tier was waited for."""
-        if num_rows != self._alike.num_rows:
+        if (num_sequences, num_rows) != (self._alike.num_sequences, self._alike.num_rows):
             self._learn(self._alike)
-            self._alike = _Alike(num_rows)
+            self._alike = _Alike(num_sequences, num_rows)
+        self._drafting.step()
         self._alike.num_steps += 1
         self._alike.attention_s += seconds - expert_s
         self._alike.expert_s += expert_s
         if self._alike.num_steps == AT_ONCE:
             self._learn(self._alike)
-            self._alike = _Alike(num_rows)
+            self._alike = _Alike(num_sequences, num_rows)
 
     def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
         """A draft pass. num_module_rows: rows of all modules added up."""
-        if self._passes and self._passes[-1][0] != num_modules:
-            self._learn_passes()
-        self._passes.append((num_modules, num_module_rows, num_drafts, seconds / self._attention.pace))
-        if len(self._passes) == PASSES_AT_ONCE or not self.is_known:
-            self._learn_passes()
+        self._drafting.observe(num_modules, num_module_rows, num_drafts, seconds)
 
     def observe_left_out(self, num_caught_up: int, num_dropped: int) -> None:
         """A sequence has ended. Of the rows that modules had left out, these were seen later, those never."""
@@ -165,19 +210,21 @@ class StepCost:
         self._num_caught_up = keep * self._num_caught_up + num_caught_up
         self._num_dropped = keep * self._num_dropped + num_dropped
 
-    def step_seconds(self, num_rows: int) -> float:
-        return float(self.steps_seconds(num_rows, num_rows)[0])
+    def step_seconds(self, num_sequences: int, num_rows: int) -> float:
+        return float(self.steps_seconds(num_sequences, num_rows)[-1])
 
-    def steps_seconds(self, first: int, last: int, curiosity: float = 0.0) -> FloatArray:
-        """Of steps with first, first + 1, ..., last rows, [last - first + 1]. curiosity: see `Durations.seconds`."""
-        num_rows = np.arange(first, last + 1, dtype=np.float64)
-        return self._attention.seconds(num_rows, curiosity) + self._experts.seconds(num_rows, curiosity)
+    def steps_seconds(self, num_sequences: int, most_rows: int, curiosity: float = 0.0) -> FloatArray:
+        """Of steps of so many sequences with a row each, and with one row more, up to `most_rows`,
+        [most_rows - num_sequences + 1]. curiosity: see `Durations.seconds`."""
+        num_rows = np.arange(num_sequences, most_rows + 1, dtype=np.float64)
+        attention_s, expert_s = (
+            tier.seconds(num_sequences, num_rows, curiosity) for tier in (self._attention, self._experts)
+        )
+        return attention_s + expert_s
 
     def drafting_seconds(self, num_modules: Any, num_module_rows: Numbers, num_drafts: Numbers) -> Numbers:
         """Of a pass through so many modules, a number or an array as the others."""
-        of_module, of_row, of_draft = self._drafting.coefficients
-        seconds: Numbers = of_module * num_modules + of_row * num_module_rows + of_draft * num_drafts
-        return self._attention.pace * seconds
+        return self._drafting.seconds(num_modules, num_module_rows, num_drafts)
 
     def module_rows(self, num_tokens: FloatArray) -> FloatArray:
         """Rows added up over modules that sequences S cost when they draft 0, 1, ... K tokens and so gain `num_tokens`,
@@ -199,12 +246,11 @@ class StepCost:
         if not alike.num_steps:
             return
         for tier, seconds in ((self._attention, alike.attention_s), (self._experts, alike.expert_s)):
-            tier.observe(alike.num_rows, seconds / alike.num_steps, alike.num_steps)
+            tier.observe(alike.num_sequences, alike.num_rows, seconds / alike.num_steps, alike.num_steps)
 
-    def _learn_passes(self) -> None:
-        *features, mean_s = (sum(column) / len(self._passes) for column in zip(*self._passes, strict=True))
-        self._drafting.observe(features, mean_s)
-        self._passes.clear()
-
-    def _features(self, num_rows: float) -> tuple[float, ...]:
+    def _expert_features(self, _num_sequences: int, num_rows: float) -> tuple[float, ...]:
         return 1.0, num_rows, distinct_experts(num_rows, self._num_experts, self._top_k)
+
+    @staticmethod
+    def _attention_features(num_sequences: int, num_rows: float) -> tuple[float, ...]:
+        return 1.0, num_rows, float(num_sequences)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.speculative.cost import StepCost
+from actors.speculative.cost import StepCost, doublings
 from routing.load.sums import FloatArray
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
@@ -29,7 +29,8 @@ PROBE_AT_MOST_EVERY = 32  # decisions, while tries teach nothing new
 PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
-TRIED_BY = 4  # longer drafts are tried by one sequence in so many, with the fewest rows to catch up
+WORTH_A_FULL_TRY = 0.9  # of what the best choice promises
+TRIED_BY = 4  # else longer drafts are tried by one sequence in so many, with the fewest rows to catch up
 LEARNING_STEPS = 128  # steps with as many sequences that try every length in turn, to learn what they cost
 
 
@@ -71,7 +72,7 @@ class DraftLengths:
         if self._mode == "fixed":
             return Choice(tuple(limits), "fixed")
         self._num_choices += 1
-        self._num_learnt[_doublings(limits)] += 1
+        self._num_learnt[doublings(len(limits))] += 1
         known = [length for length in last if length is not None]
         if self._is_learning(limits) or len(known) < len(last):
             return None
@@ -96,7 +97,7 @@ class DraftLengths:
         return Choice(best, "faster") if is_faster and best != last else Choice(last, "kept")
 
     def _is_learning(self, batch: Sized) -> bool:
-        return self._num_learnt[_doublings(batch)] <= LEARNING_STEPS or not self.cost.is_known
+        return self._num_learnt[doublings(len(batch))] <= LEARNING_STEPS or not self.cost.is_known
 
 
 class _Probes:
@@ -137,7 +138,7 @@ class _Probes:
         if not is_better:
             self._turn(sequences, outlook, best_rate, last)
         self._expected = self._promise(sequences, outlook, best_rate)
-        return _try(self._length, sequences, last)
+        return _try(self._length, sequences, last, 1 if self._expected >= WORTH_A_FULL_TRY else TRIED_BY)
 
     def _turn(self, sequences: Sequence[Drafting], outlook: Outlook, best_rate: float, last: tuple[int, ...]) -> None:
         """To the next length that might pay."""
@@ -223,21 +224,16 @@ def _running(values: NDArray[Any]) -> FloatArray:
     return sums
 
 
-def _doublings(batch: Sized) -> int:
-    """Batches of less than twice as many sequences are alike."""
-    return len(batch).bit_length()
-
-
 def _uniform(length: int, sequences: Sequence[Drafting]) -> tuple[int, ...]:
     return tuple(min(length, s.limit) for s in sequences)
 
 
-def _try(length: int, sequences: Sequence[Drafting], last: tuple[int, ...]) -> tuple[int, ...]:
-    """This length for all that draft more at present, and for some of those that draft less."""
+def _try(length: int, sequences: Sequence[Drafting], last: tuple[int, ...], tried_by: int) -> tuple[int, ...]:
+    """This length for all that draft more at present, and for one in `tried_by` of those that draft less."""
     wanted = _uniform(length, sequences)
     longer = [idx for idx, (new, old) in enumerate(zip(wanted, last, strict=True)) if new > old]
     longer.sort(key=lambda idx: sequences[idx].num_waiting)
-    trying = set(longer[: math.ceil(len(longer) / TRIED_BY)])
+    trying = set(longer[: math.ceil(len(longer) / tried_by)])
     return tuple(
         new if idx in trying else min(new, old) for idx, (new, old) in enumerate(zip(wanted, last, strict=True))
     )

@@ -32,24 +32,24 @@ TIMEOUT_S = 60.0
 
 
 class CountingDispatcher:
-    """A dispatcher that counts, since `reset`, what passes through it. Counting experts costs time, rows do not."""
+    """A dispatcher that counts, since `count`, the distinct experts of requests with a given number of rows."""
 
     def __init__(self, inner: TimedDispatcher) -> None:
         self._inner = inner
-        self.counts_experts = False
-        self.reset()
+        self.count(None)
 
-    def reset(self) -> None:
-        self.num_dispatches = self.num_rows = self.num_experts = 0
+    def count(self, num_rows: int | None) -> None:
+        """Begin anew. None: none of them, for it costs time."""
+        self._num_rows = num_rows
+        self.num_dispatches = self.num_experts = 0
 
     @property
     def waited_s(self) -> float:
         return self._inner.waited_s
 
     def dispatch(self, request: ExpertRequest) -> DispatchHandle:
-        self.num_dispatches += 1
-        self.num_rows += request.hidden.shape[0]
-        if self.counts_experts:
+        if request.hidden.shape[0] == self._num_rows:
+            self.num_dispatches += 1
             self.num_experts += torch.unique(request.topk_ids).numel()
         return self._inner.dispatch(request)
 

@@ -78,7 +78,7 @@ def start(engine: EngineStep, prompts: Sequence[Sequence[int]], name: str) -> St
     """All these streams, each with its first token."""
     spec = SamplingSpec(max_tokens=MAX_MODEL_LEN // 2, temperature=0.0, ignore_eos=True)
     requests = [GenerateRequest(f"{name}-{idx}", tuple(prompt), spec) for idx, prompt in enumerate(prompts)]
-    timer = StreamTimer(engine, requests, frozenset())
+    timer = StreamTimer(engine, requests)
     timer.start()
     return timer
 

@@ -5,9 +5,7 @@
 Greedy, on prompts that the model has not seen, with the expert ranks in this process and then in processes of their
 own. All settings share weights and experts and take turns step by step, so that what disturbs the machine disturbs all
 alike. The first rounds are not timed: they fill the prefix cache, count experts and let the adaptive setting learn.
-Answers are measured up to a length that most of them have: what a model says after its answer's end is easier or harder
-to foresee than what is counted, and a chooser of lengths would be misled. Ratios are medians over the rounds of the
-ratios within a round.
+Ratios are medians over the rounds of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from actors.weights.loader import load_attention_weights
 from actors.weights.source import SafetensorsSource
 from ops.bench.domains import DOMAINS, prompts
 from ops.bench.expert_ranks import TIMEOUT_S, CountingDispatcher, local_experts, separate_experts
-from ops.bench.speculation_tables import Cell, Measured, print_cells, print_step_costs, print_verdict
+from ops.bench.speculation_tables import Cell, Measured, full_rows, print_cells, print_step_costs, print_verdict
 from ops.bench.streams import StreamTimer, decode_in_turns
 from routing.dispatcher import TimedDispatcher
 from routing.experts import linear_expert_map
@@ -47,14 +45,14 @@ SETTINGS: Mapping[str, MtpConfig] = {
 }
 MAX_STREAMS = 32
 MAX_MODEL_LEN = 2048
-TOKENS_PER_STREAM = 1024  # room in the KV cache: a prompt, an answer, and how far the fastest goes beyond it
+TOKENS_PER_STREAM = 1024  # room in the KV cache: a prompt, an answer, and prompts that are kept for the next round
 MAX_BATCHES = 4  # different prompts for each measurement of a cell, where the streams leave any
 WARM_UP_BATCHES = 3 * MAX_BATCHES
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured. tokens: of a stream at most. rounds: timed ones."""
+    """What is to be measured. tokens: of an answer at most. rounds: timed ones."""
 
     checkpoint: Path
     streams: Sequence[int]
@@ -66,15 +64,15 @@ class Plan:
 
 
 class TimedCost(StepCost):
-    """The engine's own prices, which also remember how long each draft pass took."""
+    """The engine's own prices, which also remember how long draft passes took. passes: number of drafts, seconds."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__(model.num_experts, model.top_k)
-        self.draft_seconds: list[float] = []
+        self.passes: list[tuple[int, float]] = []
 
     def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
         super().observe_drafting(num_modules, num_module_rows, num_drafts, seconds)
-        self.draft_seconds.append(seconds)
+        self.passes.append((num_drafts, seconds))
 
 
 class Bench:
@@ -93,11 +91,9 @@ class Bench:
         batches = self._prompts(domain, streams)
         rounds: list[dict[str, Measured]] = []
         for idx in range(warm_up_rounds(streams) + self._plan.rounds):
-            for dispatcher in self._dispatchers.values():
-                dispatcher.counts_experts = idx == 0
             rounds.append({name: Measured() for name in SETTINGS})
             for batch in batches:
-                self._measure(batch, rounds[-1])
+                self._measure(batch, rounds[-1], counts_experts=idx == 0)
                 progress.advance(task)
         return Cell(domain, streams, warm_up=rounds[0], rounds=tuple(rounds[-self._plan.rounds :]))
 
@@ -120,29 +116,26 @@ class Bench:
         found = [ids[-longest:] for ids in prompts(self._plan.checkpoint, domain, MAX_STREAMS)]
         return [found[streams * idx : streams * (idx + 1)] for idx in range(num_batches(streams))]
 
-    def _measure(self, batch: Sequence[list[int]], measured: Mapping[str, Measured]) -> None:
+    def _measure(self, batch: Sequence[list[int]], measured: Mapping[str, Measured], *, counts_experts: bool) -> None:
         timers = {name: self._start(name, batch) for name in SETTINGS}
         for name in SETTINGS:
-            self._costs[name].draft_seconds.clear()
-            self._dispatchers[name].reset()
+            self._costs[name].passes.clear()
+            self._dispatchers[name].count(full_rows(name, len(batch)) if counts_experts else None)
         for name, decoded in decode_in_turns(timers).items():
+            num_drafts = full_rows(name, len(batch)) - len(batch)
             measured[name].batches.append(decoded)
-            measured[name].draft_seconds += self._costs[name].draft_seconds
+            measured[name].draft_seconds += [s for number, s in self._costs[name].passes if number == num_drafts]
             measured[name].num_dispatches += self._dispatchers[name].num_dispatches
-            measured[name].num_rows += self._dispatchers[name].num_rows
             measured[name].num_experts += self._dispatchers[name].num_experts
 
     def _start(self, name: str, batch: Sequence[list[int]]) -> StreamTimer:
-        requests = [self._request(ids) for ids in batch]
-        end_ids = frozenset(self._model.eos_token_ids)
-        timer = StreamTimer(self._engines[name], requests, end_ids, self._plan.tokens)
+        timer = StreamTimer(self._engines[name], [self._request(ids) for ids in batch])
         timer.start()
         return timer
 
     def _request(self, prompt_ids: Sequence[int]) -> GenerateRequest:
         self._num_requests += 1
-        max_tokens = self._max_model_len - len(prompt_ids)
-        spec = SamplingSpec(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        spec = SamplingSpec(max_tokens=self._plan.tokens, temperature=0.0)
         return GenerateRequest(f"bench-{self._num_requests}", tuple(prompt_ids), spec)
 
     @property
@@ -217,7 +210,7 @@ def _parse() -> Plan:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, MAX_STREAMS], help=f"1 to {MAX_STREAMS}")
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer at most")
+    parser.add_argument("--tokens", type=int, default=40, help="of an answer at most; few end before")
     parser.add_argument("--rounds", type=int, default=8, help="timed ones; others warm up before")
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--separate-domains", nargs="*", default=list(DOMAINS)[:1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 
 from ops.bench.streams import Batch
 
@@ -15,12 +15,12 @@ AIM = 1.3  # times the speed without drafts, at one stream
 
 @dataclass
 class Measured:
-    """One setting in one round of one cell. num_rows and num_experts are sums over num_dispatches, one a layer."""
+    """One setting in one round of one cell. draft_seconds: of passes with all drafts for each stream. num_experts: a
+    sum over num_dispatches, one a layer of steps that had them all."""
 
     batches: list[Batch] = field(default_factory=list)
     draft_seconds: list[float] = field(default_factory=list)
     num_dispatches: int = 0
-    num_rows: int = 0
     num_experts: int = 0
 
     @property
@@ -30,7 +30,7 @@ class Measured:
     @property
     def seconds_per_token(self) -> float:
         """Of a stream."""
-        return sum(batch.seconds for batch in self.batches) / self.num_tokens
+        return fmean(batch.seconds_per_token for batch in self.batches)
 
     @property
     def tokens_per_step(self) -> float:
@@ -38,8 +38,13 @@ class Measured:
         return self.num_tokens / sum(batch.num_steps for batch in self.batches)
 
     @property
-    def step_seconds(self) -> list[float]:
-        return [seconds for batch in self.batches for seconds in batch.step_seconds]
+    def mean_drafts(self) -> float:
+        """Of a stream and step."""
+        return sum(batch.num_drafts for batch in self.batches) / sum(batch.num_steps for batch in self.batches)
+
+    def step_seconds(self, num_rows: int) -> list[float]:
+        """Of steps with so many rows."""
+        return [step.seconds for batch in self.batches for step in batch.steps if step.num_rows == num_rows]
 
     @property
     def texts(self) -> list[list[int]]:
@@ -79,9 +84,7 @@ class Cell:
         return median(measured[setting].tokens_per_step for measured in self.rounds)
 
     def mean_drafts(self, setting: str) -> float:
-        """Of a stream and step."""
-        total = sum(measured[setting].num_rows for measured in self.rounds)
-        return total / sum(measured[setting].num_dispatches for measured in self.rounds) / self.streams - 1.0
+        return median(measured[setting].mean_drafts for measured in self.rounds)
 
     def num_equal_streams(self, setting: str) -> tuple[int, int]:
         """Streams with the tokens that they have without drafts, as far as both went, and all streams."""
@@ -101,6 +104,12 @@ class Cell:
             "speedups": {name: [round(x, 3) for x in self.speedups(name, OFF)] for name in self.settings},
             "against_best_fixed": [round(x, 3) for x in self.speedups(ADAPTIVE, self.best_fixed)],
         }
+
+
+def full_rows(setting: str, streams: int) -> int:
+    """Of a step in which every stream has all its drafts verified; with as many as pay there is no such number, and
+    this is without drafts."""
+    return streams * (1 + int(setting)) if setting.isdigit() else streams
 
 
 def print_cells(cells: Sequence[Cell]) -> None:
@@ -125,7 +134,7 @@ def print_cells(cells: Sequence[Cell]) -> None:
 def print_step_costs(cells: Sequence[Cell], num_experts: int) -> None:
     """What a step of 1 + k rows for each stream costs, over all domains."""
     print(
-        f"step: median, drafting for the next one included. experts: distinct ones of {num_experts}, mean of a layer."
+        f"step: median of those with so many rows, drafting included. experts: distinct of {num_experts}, mean of a layer."
     )
     print("x one row: tokens per step from which drafts pay. at most: speed-up if every draft were right.")
     _print_header("streams", "rows each", "step, ms", "drafting, ms", "experts", "x one row", f"for {AIM} x", "at most")
@@ -133,7 +142,7 @@ def print_step_costs(cells: Sequence[Cell], num_experts: int) -> None:
         alike = [cell for cell in cells if cell.streams == streams]
         one_row_s = _step_seconds(alike, OFF)
         for name in (name for name in alike[0].settings if name != ADAPTIVE):
-            rows = 1 if name == OFF else 1 + int(name)
+            rows = full_rows(name, 1)
             step_s, ratio = _step_seconds(alike, name), _step_seconds(alike, name) / one_row_s
             print(
                 f"| {streams} | {rows} | {1e3 * step_s:.2f} | {1e3 * _draft_seconds(alike, name):.2f} "
@@ -165,7 +174,12 @@ def _print_header(*columns: str) -> None:
 
 
 def _step_seconds(cells: Sequence[Cell], setting: str) -> float:
-    return median(s for cell in cells for measured in cell.rounds for s in measured[setting].step_seconds)
+    return median(
+        seconds
+        for cell in cells
+        for measured in cell.rounds
+        for seconds in measured[setting].step_seconds(full_rows(setting, cell.streams))
+    )
 
 
 def _draft_seconds(cells: Sequence[Cell], setting: str) -> float:

@@ -1,8 +1,8 @@
 """Times a batch of streams that decode together. Knows no benchmark: it is given an engine and requests.
 
-A stream counts until its answer ends or has `quota` tokens, and goes on after that without counting, so that the batch
-stays full until the last one is there. So the rate is that of a server whose streams ask again at once, without its
-prefill. Engines to be compared take turns step by step, so that a machine that becomes slower slows all alike.
+All streams count until the first of them ends, so that the batch is full throughout and every token is one that somebody
+asked for: what a model says after its answer's end is easier to foresee. Engines to be compared take turns step by step,
+so that a machine that becomes slower slows all alike.
 """
 
 from __future__ import annotations
@@ -10,60 +10,83 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from actors.attention.step import EngineStep
-from actors.messages import GenerateRequest
+from actors.messages import GenerateRequest, TokenEvent
 
 
 @dataclass
 class Stream:
-    """token_ids: all that came, the first num_before of them while others still computed their prompts. The
-    num_counted after those took num_steps and seconds."""
+    """token_ids: all that came, the first num_before of them while others still computed their prompts. num_drafts:
+    verified since then."""
 
     token_ids: list[int] = field(default_factory=list)
+    has_ended: bool = False
     num_before: int = 0
-    num_counted: int = 0
-    num_steps: int = 0
-    seconds: float = 0.0
+    num_drafts: int = 0
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens."""
+        return len(self.token_ids) - self.num_before
+
+    def begin(self) -> None:
+        """What comes from now on counts."""
+        self.num_before, self.num_drafts = len(self.token_ids), 0
+
+    def observe(self, event: TokenEvent) -> None:
+        """Raises RuntimeError when it failed."""
+        if event.error is not None:
+            raise RuntimeError(f"request {event.request_id} failed: {event.error.message}")
+        self.token_ids.extend(event.token_ids)
+        self.num_drafts += sum(event.draft_counts.drafted)
+        self.has_ended = event.finish_reason is not None
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """num_rows: of all its sequences, prompts included."""
+
+    num_rows: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What was measured. step_seconds: of every step from the moment when all streams were decoding."""
+    """What was measured. steps: from the moment when all streams were decoding until one ended."""
 
     streams: tuple[Stream, ...]
-    step_seconds: tuple[float, ...]
+    steps: tuple[TimedStep, ...]
 
     @property
     def num_tokens(self) -> int:
         return sum(stream.num_counted for stream in self.streams)
 
     @property
-    def num_steps(self) -> int:
-        """Of all streams added up."""
-        return sum(stream.num_steps for stream in self.streams)
+    def num_drafts(self) -> int:
+        return sum(stream.num_drafts for stream in self.streams)
 
     @property
-    def seconds(self) -> float:
+    def num_steps(self) -> int:
         """Of all streams added up."""
-        return sum(stream.seconds for stream in self.streams)
+        return len(self.streams) * len(self.steps)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of a stream, the mean over streams: how long answers of the same length take. Raises ZeroDivisionError when
+        one ended before all had begun."""
+        seconds = sum(step.seconds for step in self.steps)
+        return fmean(seconds / stream.num_counted for stream in self.streams)
 
 
 class StreamTimer:
-    """Runs requests on one engine: `start`, then `advance` until `is_over`, then `finish`.
+    """Runs requests on one engine: `start`, then `advance` until `is_over`, then `finish`."""
 
-    quota: tokens of a stream that count. The requests must ignore end tokens.
-    """
-
-    def __init__(
-        self, engine: EngineStep, requests: Sequence[GenerateRequest], end_ids: frozenset[int], quota: int = 0
-    ) -> None:
+    def __init__(self, engine: EngineStep, requests: Sequence[GenerateRequest]) -> None:
         self._engine = engine
-        self._end_ids = end_ids
-        self._quota = quota
-        self._durations: list[float] = []
+        self._steps: list[TimedStep] = []
         self._streams = {request.request_id: Stream() for request in requests}
-        self._counting: list[Stream] = []
         for request in requests:
             engine.add(request, now=0.0)
 
@@ -72,13 +95,12 @@ class StreamTimer:
         while not all(stream.token_ids for stream in self._streams.values()):
             self.step()
         for stream in self._streams.values():
-            stream.num_before = len(stream.token_ids)
-        self._counting = [stream for stream in self._streams.values() if not self._has_ended(stream)]
+            stream.begin()
 
     @property
     def is_over(self) -> bool:
-        """Whether every stream's answer has ended or has its quota of tokens."""
-        return not self._counting
+        """Whether a stream has ended."""
+        return any(stream.has_ended for stream in self._streams.values())
 
     @property
     def num_counted(self) -> int:
@@ -87,17 +109,13 @@ class StreamTimer:
 
     def advance(self) -> None:
         """One step that counts."""
-        self._durations.append(self.step())
-        for stream in self._counting:
-            stream.num_counted = self._answer_length(stream) - stream.num_before
-            stream.num_steps += 1
-            stream.seconds += self._durations[-1]
-        self._counting = [stream for stream in self._counting if not self._has_ended(stream)]
+        seconds = self.step()
+        self._steps.append(TimedStep(self._engine.last_size.num_rows, seconds))
 
     def finish(self) -> Batch:
         """Forget the requests."""
         self.forget()
-        return Batch(tuple(self._streams.values()), tuple(self._durations))
+        return Batch(tuple(self._streams.values()), tuple(self._steps))
 
     def forget(self) -> None:
         """Drop the requests, ended or not."""
@@ -111,19 +129,8 @@ class StreamTimer:
         events = self._engine.take_events()
         seconds = time.perf_counter() - began_at
         for event in events:
-            if event.error is not None:
-                raise RuntimeError(f"request {event.request_id} failed: {event.error.message}")
-            self._streams[event.request_id].token_ids.extend(event.token_ids)
+            self._streams[event.request_id].observe(event)
         return seconds
-
-    def _has_ended(self, stream: Stream) -> bool:
-        is_complete = not self._end_ids.isdisjoint(stream.token_ids)
-        return is_complete or len(stream.token_ids) >= stream.num_before + self._quota
-
-    def _answer_length(self, stream: Stream) -> int:
-        """Tokens up to the answer's end."""
-        ends = (idx + 1 for idx, token_id in enumerate(stream.token_ids) if token_id in self._end_ids)
-        return next(ends, len(stream.token_ids))
 
 
 def decode_in_turns(timers: Mapping[str, StreamTimer]) -> dict[str, Batch]:
