@@ -68,6 +68,11 @@ def draft_items(sequences: SequenceOf[Sequence], lengths: Mapping[Sequence, int]
     return items
 
 
+def num_steps_before_due(sequences: SequenceOf[Sequence]) -> int:
+    """Steps that they may decode, a row each, before one of them has rows that must not wait any longer."""
+    return max(0, MAX_UNSETTLED - max(map(_num_waiting, sequences), default=0))
+
+
 def _is_decoding(sequence: Sequence) -> bool:
     """Whether the newest token alone is not computed yet."""
     return sequence.drafting.num_rows == len(sequence.token_ids) - 1

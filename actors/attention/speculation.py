@@ -8,7 +8,7 @@ from collections.abc import Sequence as SequenceOf
 
 from torch import Tensor
 
-from actors.attention.drafting import MAX_UNSETTLED, Drafter, DraftItem, draft_items
+from actors.attention.drafting import MAX_UNSETTLED, Drafter, DraftItem, draft_items, num_steps_before_due
 from actors.attention.scheduler import ScheduledSequence, Scheduler
 from actors.attention.sequence import Sequence, SequenceState
 from actors.speculative.acceptance import PRIOR_WEIGHT, global_acceptance
@@ -36,7 +36,11 @@ class Speculation:
         self._clock, self._expert_clock = clock, expert_clock
         self._acceptance = global_acceptance(lengths.max_drafts)
         self._began_at = self._expert_began_at = 0.0
-        self._priced: tuple[int, int] | None = None  # sequences and rows, where its price says something of steps like it
+        self._priced: tuple[int, int] | None = (
+            None  # sequences and rows, where its price says something of steps like it
+        )
+        self._resting: list[Sequence] = []  # that drafted nothing in the last step, and need not for `_rest_steps`
+        self._rest_steps = 0
         self._num_steps = 0
         self._draft_s = 0.0
         self.stats = SpeculationStats()
@@ -63,17 +67,22 @@ class Speculation:
         self._num_steps += 1
         if self._num_steps % LOG_EVERY == 0:
             logger.debug("speculation: %s", self.stats)
-        if any(item.drafts for item in items):
-            self._acceptance.forget()
         if all(item.num_tokens == 1 and item.needs_logits for item in items):
             self._priced = len(items), sum(item.num_rows for item in items)
         running = [item.sequence for item in items if item.sequence.state is SequenceState.RUNNING]
+        if self._rests(running):
+            return
+        if any(item.drafts for item in items):
+            self._acceptance.forget()
         chosen_at = self._clock()
         lengths = self._choose([sequence for sequence in running if sequence.num_uncomputed_tokens == 1])
         self._began_at += self._clock() - chosen_at  # to decide takes long, and happens now and then
-        self._run(draft_items(running, lengths))
+        work = draft_items(running, lengths)
+        self._run(work)
         for sequence in running:
             self._scheduler.settle(sequence, sequence.drafting.num_settled)
+        is_idle = not work and len(lengths) == len(running) and not any(lengths.values())
+        self._resting, self._rest_steps = (running, num_steps_before_due(running)) if is_idle else ([], 0)
 
     def end(self) -> None:
         """The step is over and its news are told. What it took beside the draft pass is its price; also what is the
@@ -85,6 +94,7 @@ class Speculation:
 
     def ended(self, sequence: Sequence) -> None:
         """Nothing more will be drafted for it."""
+        self._resting, self._rest_steps = [], 0
         state = sequence.drafting
         num_caught_up, num_dropped = state.num_caught_up, state.num_left_out
         if not num_caught_up and not num_dropped:  # as it would have been with fewer drafts
@@ -95,6 +105,17 @@ class Speculation:
     def counts(self) -> SpeculationCounts:
         """A copy for other threads, which may be a step old."""
         return SpeculationCounts(self.stats.counts, self.stats.lengths.copy(), self.stats.reasons.copy(), self._draft_s)
+
+    def _rests(self, running: list[Sequence]) -> bool:
+        """Whether there is nothing to do after a step in which the same sequences decoded as in the last one, which had
+        nothing to do either. Most steps are such where drafts do not pay, and must not be slower for it."""
+        if self._priced is None or self._rest_steps == 0 or running != self._resting:
+            return False
+        if not self._lengths.stays(len(running)):
+            return False
+        self._rest_steps -= 1
+        self.stats.kept_none(len(running))
+        return True
 
     def _run(self, work: SequenceOf[DraftItem]) -> None:
         """Draft, and learn what it costs."""

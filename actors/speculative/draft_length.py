@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,16 +74,25 @@ class DraftLengths:
         self._num_choices += 1
         self._num_learnt[doublings(len(limits))] += 1
         known = [length for length in last if length is not None]
-        if self._is_learning(limits) or len(known) < len(last):
+        if self._is_learning(len(limits)) or len(known) < len(last):
             return None
         # While nobody drafts there is nothing to learn, and the choice stays what it was.
         if self._num_choices % DECIDE_EVERY == 0 and (any(known) or not self._probes.pass_by()):
             return None
         return Choice(tuple(map(min, known, limits)), "kept")
 
+    def stays(self, num_sequences: int) -> bool:
+        """Whether to draft nothing, which was the last choice, is also the next one for the same sequences. If so, it
+        counts as that choice; if not, nothing has happened."""
+        is_due = (self._num_choices + 1) % DECIDE_EVERY == 0
+        if self._mode == "fixed" or is_due or self._is_learning(num_sequences):
+            return False
+        self._num_choices += 1
+        return True
+
     def choose(self, sequences: Sequence[Drafting]) -> Choice:
         """The choice for this batch."""
-        if self._is_learning(sequences):
+        if self._is_learning(len(sequences)):
             return Choice(_uniform(self._num_choices % (self.max_drafts + 1), sequences), "learning")
         outlook = Outlook(sequences, self.cost, CURIOSITY)
         best = _worthwhile(outlook)
@@ -96,8 +105,8 @@ class DraftLengths:
         is_faster = best_rate >= (HYSTERESIS if any(best) else 1.0) * last_rate
         return Choice(best, "faster") if is_faster and best != last else Choice(last, "kept")
 
-    def _is_learning(self, batch: Sized) -> bool:
-        return self._num_learnt[doublings(len(batch))] <= LEARNING_STEPS or not self.cost.is_known
+    def _is_learning(self, num_sequences: int) -> bool:
+        return self._num_learnt[doublings(num_sequences)] <= LEARNING_STEPS or not self.cost.is_known
 
 
 class _Probes:

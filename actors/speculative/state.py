@@ -77,10 +77,7 @@ class DraftState:
 
     def take_counts(self) -> DraftCounts:
         """What was observed since the last call."""
-        if not self._tally.num_steps:
-            return NO_DRAFTS
-        tally, self._tally = self._tally, DraftTally()
-        return tally.counts
+        return self._tally.take() if self._tally.num_steps else NO_DRAFTS
 
     def restart(self, num_rows: int) -> None:
         """The sequence now begins with `num_rows` rows that somebody else has computed, for all modules."""

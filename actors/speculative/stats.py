@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from actors.messages import DraftCounts
 
 
+ONE_PLAIN_STEP = DraftCounts(1, (), ())  # the news of every sequence in every step, where nothing is drafted
+
+
 @dataclass(frozen=True)
 class SpeculationCounts:
     """Since birth. lengths: sequences given so many drafts. reasons: how often each explained a choice.
@@ -33,6 +36,8 @@ class DraftTally:
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         """One sequence's drafts of one step were verified."""
         self.num_steps += 1
+        if not num_drafts:
+            return
         if num_drafts > len(self._drafted):
             self._drafted += [0] * (num_drafts - len(self._drafted))
             self._accepted += [0] * (num_drafts - len(self._accepted))
@@ -43,6 +48,17 @@ class DraftTally:
     @property
     def counts(self) -> DraftCounts:
         return DraftCounts(self.num_steps, tuple(self._drafted), tuple(self._accepted))
+
+    def take(self) -> DraftCounts:
+        """What was counted since the last call."""
+        if not self._drafted:
+            num_steps, self.num_steps = self.num_steps, 0
+            return ONE_PLAIN_STEP if num_steps == 1 else DraftCounts(num_steps, (), ())
+        counts = self.counts
+        self.num_steps = 0
+        self._drafted.clear()
+        self._accepted.clear()
+        return counts
 
 
 class SpeculationStats(DraftTally):
@@ -57,6 +73,11 @@ class SpeculationStats(DraftTally):
         for length in lengths:
             self.lengths[length] += 1
         self.reasons[reason] += 1
+
+    def kept_none(self, num_sequences: int) -> None:
+        """So many go on without drafts."""
+        self.lengths[0] += num_sequences
+        self.reasons["kept"] += 1
 
     def __str__(self) -> str:
         """One line for the log."""

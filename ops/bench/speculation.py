@@ -47,7 +47,7 @@ MAX_STREAMS = 32
 MAX_MODEL_LEN = 2048
 TOKENS_PER_STREAM = 1024  # room in the KV cache: a prompt, an answer, and prompts that are kept for the next round
 MAX_BATCHES = 4  # different prompts for each measurement of a cell, where the streams leave any
-WARM_UP_BATCHES = 3 * MAX_BATCHES
+WARM_UP_BATCHES = 4 * MAX_BATCHES
 
 
 @dataclass(frozen=True)
