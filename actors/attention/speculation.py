@@ -81,7 +81,7 @@ class Speculation:
         self._run(work)
         for sequence in running:
             self._scheduler.settle(sequence, sequence.drafting.num_settled)
-        is_idle = not work and len(lengths) == len(running) and not any(lengths.values())
+        is_idle = not work and all(sequence.drafting.last_length == 0 for sequence in running)
         self._resting, self._rest_steps = (running, num_steps_before_due(running)) if is_idle else ([], 0)
 
     def end(self) -> None:

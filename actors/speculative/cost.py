@@ -1,9 +1,10 @@
 """What a step costs in seconds, learnt from the steps that were run. Pure: durations are given, not measured.
 
-A step reads the weights of every expert it touches and computes its rows, so its time is
-base + per_row * rows + per_expert * distinct experts. Where steps of a size were seen, what they took counts, not the
-formula. Each tier's part is learnt by itself and has a pace of its own: an expert tier that others keep busy makes rows
-dearer, and drafts with them, before any was tried.
+The expert tier reads the weights of every expert that a step touches and computes its rows: base + per_row * rows +
+per_expert * distinct experts. The attention tier also has work for each sequence, whatever its rows: base +
+per_row * rows + per_sequence * sequences. Where steps of a size were seen, what they took counts, not the formula. Each
+tier has a pace of its own: an expert tier that others keep busy makes rows dearer, and drafts with them, before any was
+tried.
 
 A draft pass runs module after module on the attention tier, so it costs per_module * modules + per_row * rows, rows
 counted once for each module, + per_draft * drafts, for each one's logits.

@@ -1,7 +1,7 @@
 """What one tier takes of steps by their rows, learnt from steps that were run: a line through knots. Pure.
 
-Steps with as many rows take longer where more sequences have them, so numbers of sequences have levels: as many sequences
-to a doubling. Nothing is inferred from one level to another but the pace.
+Steps with as many rows take longer where more sequences have them, so each level, which is as many sequences to a
+doubling, has a line of its own. Nothing is inferred from one level to another but the pace.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from actors.messages import DraftCounts
 
-
 ONE_PLAIN_STEP = DraftCounts(1, (), ())  # the news of every sequence in every step, where nothing is drafted
 
 

@@ -134,7 +134,7 @@ def print_cells(cells: Sequence[Cell]) -> None:
 def print_step_costs(cells: Sequence[Cell], num_experts: int) -> None:
     """What a step of 1 + k rows for each stream costs, over all domains."""
     print(
-        f"step: median of those with so many rows, drafting included. experts: distinct of {num_experts}, mean of a layer."
+        f"step: median, drafting for the next one included. experts: distinct ones of {num_experts}, mean of a layer."
     )
     print("x one row: tokens per step from which drafts pay. at most: speed-up if every draft were right.")
     _print_header("streams", "rows each", "step, ms", "drafting, ms", "experts", "x one row", f"for {AIM} x", "at most")

@@ -1,8 +1,8 @@
 """Times a batch of streams that decode together. Knows no benchmark: it is given an engine and requests.
 
-All streams count until the first of them ends, so that the batch is full throughout and every token is one that somebody
-asked for: what a model says after its answer's end is easier to foresee. Engines to be compared take turns step by step,
-so that a machine that becomes slower slows all alike.
+All streams count until the first of them ends, so that the batch is full throughout and nobody decodes what was not
+asked for: what a model says after its answer's end is easier to foresee. Engines to be compared take turns step by
+step, so that a machine that becomes slower slows all alike.
 """
 
 from __future__ import annotations

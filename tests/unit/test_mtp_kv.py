@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from actors.attention.config import AttentionConfig, MtpConfig
 from actors.local_cluster import LocalCluster
 from actors.messages import GenerateRequest, SamplingSpec
+from actors.speculative.cost import StepCost
+from actors.speculative.draft_length import Choice, DraftLengths
 from tests.fakes.configs import tiny_config
 from tests.fakes.drafting import KvRecord, TrueKv, draft_by_chance, write_drafting_checkpoint
 
@@ -93,6 +97,65 @@ def test_a_prefix_hit_brings_the_rows_of_the_newcomer(checkpoint: Path, is_first
     cluster.engine.add(_request("late", shared + _tokens(3, 9) + _tokens(9, 4), 12), now=0.0)
     _run(cluster, record)
     assert record.wrong(TrueKv(checkpoint, cluster.engine, kernels="native")) == []
+
+
+class Idle(DraftLengths):
+    """Nobody drafts."""
+
+    def __init__(self, *, rests: bool, reason: Literal["kept", "probe"] = "kept") -> None:
+        """rests: may say that nothing changes. reason: why nobody does."""
+        super().__init__("adaptive", 3, StepCost(num_experts=16, top_k=4))
+        self._rests, self._reason, self.num_asked = rests, reason, 0
+
+    def stays(self, num_sequences: int) -> bool:
+        return self._rests
+
+    def without_rates(self, limits: Sequence[int], last: Sequence[int | None]) -> Choice:
+        self.num_asked += 1
+        return Choice((0,) * len(limits), self._reason)
+
+
+def test_a_batch_at_rest_does_in_time_what_it_would_have_done(checkpoint: Path) -> None:
+    """Steps that are cut short draft nothing, count the same, catch up at the same steps, and leave the same rows: with
+    three sequences that come and go, one of them preempted, and hundreds of tokens without drafts."""
+    config = EXACT.model_copy(update={"max_model_len": 400, "kv_cache_tokens": 600})
+    num_asked, num_waiting, counts = [], list[list[int]](), []
+    for rests in (False, True):
+        cluster = LocalCluster(checkpoint, config, ep_size=2)
+        engine, lengths, record = cluster.engine, Idle(rests=rests), KvRecord(cluster.engine)
+        assert engine._speculation is not None
+        engine._speculation._lengths = lengths
+        for idx, num_tokens in enumerate((340, 60, 300)):
+            engine.scheduler.add(_request(f"r{idx}", _tokens(idx, 5 + 9 * idx), num_tokens), now=0.0)
+        waiting = list[int]()
+        while engine.scheduler.has_work:
+            engine.run()
+            engine.take_events()
+            engine.scheduler.check()
+            waiting += [
+                sequence.drafting.num_rows - sequence.drafting.num_settled for sequence in engine.scheduler.sequences()
+            ]
+            if engine.step_id % 50 == 0:
+                record.take()
+        assert record.wrong(TrueKv(checkpoint, engine, kernels="native")) == []
+        num_asked.append(lengths.num_asked)
+        num_waiting.append(waiting)
+        counts.append(engine.speculation_counts)
+        assert engine.scheduler.num_preemptions_total
+    assert num_waiting[0] == num_waiting[1]
+    assert counts[0].lengths == counts[1].lengths
+    assert counts[0].reasons == counts[1].reasons
+    assert num_asked[1] < num_asked[0] / 10
+
+
+def test_a_try_without_drafts_is_no_rest(checkpoint: Path) -> None:
+    """It is for one step; the next one must decide anew."""
+    cluster = LocalCluster(checkpoint, EXACT, ep_size=2)
+    lengths = Idle(rests=True, reason="probe")
+    assert cluster.engine._speculation is not None
+    cluster.engine._speculation._lengths = lengths
+    cluster.generate([_request("one", _tokens(1, 9), 20)])
+    assert lengths.num_asked == cluster.engine.step_id - 1  # all but the last, after which nobody is left
 
 
 def test_a_prefix_of_generated_tokens_is_shared_too(checkpoint: Path) -> None:

@@ -32,7 +32,8 @@ class Seen(StepCost):
         self.steps: list[tuple[int, float, float]] = []  # rows, seconds, and how many of these experts took
         self.passes: list[float] = []
 
-    def observe_step(self, num_rows: int, seconds: float, expert_s: float = 0.0) -> None:
+    def observe_step(self, num_sequences: int, num_rows: int, seconds: float, expert_s: float = 0.0) -> None:
+        assert num_sequences == 1
         self.steps.append((num_rows, seconds, expert_s))
 
     def observe_drafting(self, num_modules: int, num_module_rows: int, num_drafts: int, seconds: float) -> None:
