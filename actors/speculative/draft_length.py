@@ -21,11 +21,12 @@ from actors.speculative.cost import StepCost, doublings
 from routing.load.sums import FloatArray
 
 HYSTERESIS = 1.02  # what another choice must promise against the last one
-WORTH_DRAFTING = 1.05  # what drafts must promise against none: rates and prices are estimates, and none needs neither
+WORTH_DRAFTING = 1.03  # what drafts must promise against none: rates and prices are estimates, and none needs neither
 DECIDE_EVERY = 8  # steps: deciding takes as long as a row of a small model
 CURIOSITY = 0.5  # standard deviations
 PROBE_EVERY = 4  # decisions after which everybody tries another length: what nobody tries is never seen again
 PROBE_AT_MOST_EVERY = 32  # decisions, while tries teach nothing new
+PROBE_NEAR_EQUALS_EVERY = 16  # at most, where the length tried promises WORTH_A_FULL_TRY: it costs next to nothing
 PROBE_AGAIN_AFTER = 1  # decisions, when one turned out better than expected
 SURPRISE = 1.05  # by how much
 WORTH_A_TRY = 0.6  # of what the best choice promises; the shortest lengths are always
@@ -138,8 +139,9 @@ class _Probes:
             self._expected is not None and self._promise(sequences, outlook, best_rate) > SURPRISE * self._expected
         )
         if self._expected is not None:
+            longest = PROBE_NEAR_EQUALS_EVERY if self._expected >= WORTH_A_FULL_TRY else PROBE_AT_MOST_EVERY
             self._expected = None
-            self._interval = PROBE_EVERY if is_better else min(2 * self._interval, PROBE_AT_MOST_EVERY)
+            self._interval = PROBE_EVERY if is_better else min(2 * self._interval, longest)
             self._wait = PROBE_AGAIN_AFTER if is_better else self._interval
         self._wait -= 1
         if self._wait > 0:

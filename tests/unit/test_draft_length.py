@@ -242,7 +242,7 @@ def test_a_batch_of_another_size_is_learnt_anew() -> None:
 
 
 def test_drafts_that_gain_little_are_not_worth_it() -> None:
-    """Drafts begin when they promise 5 % more."""
+    """Drafts begin when they promise 3 % more."""
     cost = Machine(10.0, 1.0, 0.0, 0.1, 0.01).learnt(1)
     for rate in np.linspace(0.02, 0.4, 60).tolist():
         outlook = Outlook([_sequence(rate, 0.0, 0.0)], cost, CURIOSITY)
@@ -289,8 +289,8 @@ def test_newcomers_get_the_best_length_while_others_keep_theirs() -> None:
 
 
 def test_now_and_then_another_length_is_tried() -> None:
-    """Each in turn, within limits, and ever more rarely: else a length once given up never returns, and a price once
-    wrong stays wrong."""
+    """Each in turn, within limits, and ever more rarely, but for near equals, which none is not: else a length once
+    given up never returns, and a price once wrong stays wrong."""
     machine = Machine(10.0, 0.5, 0.0, 0.1, 0.01)
     cost = machine.learnt(2)
     for num_rows in [3, 5] * 10:
@@ -299,7 +299,7 @@ def test_now_and_then_another_length_is_tried() -> None:
     chooser = _past_learning(cost, len(batch))
     choices = [_decide(chooser, batch) for _ in range(94)]
     probes = [(idx + 1, choice.lengths) for idx, choice in enumerate(choices) if choice.reason == "probe"]
-    assert probes == [(4, (1, 0)), (12, (3, 0)), (28, (0, 0)), (60, (1, 0)), (92, (3, 0))]
+    assert probes == [(4, (1, 0)), (12, (3, 0)), (28, (0, 0)), (60, (1, 0)), (76, (3, 0)), (92, (0, 0))]
     assert {choice.lengths for choice in choices if choice.reason != "probe"} == {(2, 0)}
 
 
