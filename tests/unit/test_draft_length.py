@@ -289,8 +289,8 @@ def test_newcomers_get_the_best_length_while_others_keep_theirs() -> None:
 
 
 def test_now_and_then_another_length_is_tried() -> None:
-    """Each in turn, within limits, and ever more rarely, but for near equals, which none is not: else a length once
-    given up never returns, and a price once wrong stays wrong."""
+    """Each in turn, within limits, and ever more rarely; no drafts, which promises least, most rarely. Else a length
+    once given up never returns, and a price once wrong stays wrong."""
     machine = Machine(10.0, 0.5, 0.0, 0.1, 0.01)
     cost = machine.learnt(2)
     for num_rows in [3, 5] * 10:
