@@ -36,9 +36,8 @@ class Speculation:
         self._clock, self._expert_clock = clock, expert_clock
         self._acceptance = global_acceptance(lengths.max_drafts)
         self._began_at = self._expert_began_at = 0.0
-        self._priced: tuple[int, int] | None = (
-            None  # sequences and rows, where its price says something of steps like it
-        )
+        # Sequences and rows of this step, where its price says something of steps like it.
+        self._priced: tuple[int, int] | None = None
         self._resting: list[Sequence] = []  # that drafted nothing in the last step, and need not for `_rest_steps`
         self._rest_steps = 0
         self._num_steps = 0
@@ -67,7 +66,7 @@ class Speculation:
         self._num_steps += 1
         if self._num_steps % LOG_EVERY == 0:
             logger.debug("speculation: %s", self.stats)
-        if all(item.num_tokens == 1 and item.needs_logits for item in items):
+        if items and all(item.num_tokens == 1 and item.needs_logits for item in items):
             self._priced = len(items), sum(item.num_rows for item in items)
         running = [item.sequence for item in items if item.sequence.state is SequenceState.RUNNING]
         if self._rests(running):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from actors.attention.config import AttentionConfig, MtpConfig
 from actors.attention.speculation import Speculation
 from actors.local_cluster import LocalCluster
-from actors.messages import GenerateRequest, SamplingSpec
+from actors.messages import FinishReason, GenerateRequest, SamplingSpec
 from actors.speculative.cost import StepCost
 from routing.errors import RankLost
 from tests.fakes.clock import ManualClock
@@ -121,3 +122,23 @@ def test_a_step_that_failed_has_no_price(cluster: LocalCluster) -> None:
     engine.run()
     engine.take_events()
     assert seen.steps[1][1] == pytest.approx(STEP_S)
+
+
+def test_a_step_in_which_every_sequence_failed_has_no_price(cluster: LocalCluster) -> None:
+    """Nothing was computed."""
+    seen, engine = _observed(cluster), cluster.engine
+    engine.add(REQUEST, now=0.0)
+    while not seen.steps:
+        engine.run()
+        engine.take_events()
+    num_steps = len(seen.steps)
+
+    def broken(*_: object) -> None:
+        raise ValueError("no luck")
+
+    engine._forward_items = broken  # type: ignore[method-assign,assignment]
+    engine._forward = functools.partial(type(engine)._forward, engine)  # type: ignore[method-assign]
+    engine.run()
+    (event,) = engine.take_events()
+    assert event.finish_reason is FinishReason.ERROR
+    assert len(seen.steps) == num_steps
