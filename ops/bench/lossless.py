@@ -69,13 +69,12 @@ BASE = AttentionConfig(
 @dataclass(frozen=True)
 class Configuration:
     """Engines that must answer as one without drafts does. change: of BASE. num_attention: attention ranks, in this
-    process, that share expert processes; 0: the expert ranks are in this process too. num_prompts: the first ones."""
+    process, that share expert processes; 0: the expert ranks are in this process too."""
 
     name: str
     mtp: MtpConfig
     change: Mapping[str, int] = field(default_factory=dict)
     num_attention: int = 0
-    num_prompts: int | None = None
 
     @property
     def engine(self) -> AttentionConfig:
@@ -88,10 +87,11 @@ BY_CHANCE = Configuration(
     "drafts by chance", MtpConfig(mode="fixed", max_drafts=3, sample_drafts=True), WITHOUT_SAMPLED.change
 )
 ONE_PROCESS = (
-    Configuration("fixed 3, batch of 1", FIXED_3, BATCH_OF_1, num_prompts=100),
+    Configuration("fixed 3, batch of 1", FIXED_3, BATCH_OF_1),
     Configuration("fixed 3, batch of 8", FIXED_3, BATCH_OF_8),
     Configuration("fixed 3, batch of 32", FIXED_3),
     Configuration("fixed 1, batch of 32", FIXED_1),
+    Configuration("adaptive, batch of 1", ADAPTIVE, BATCH_OF_1),
     Configuration("adaptive, batch of 8", ADAPTIVE, BATCH_OF_8),
     Configuration("adaptive, batch of 32", ADAPTIVE),
     Configuration("fixed 3, batch of 8, prompts in chunks of 24 rows", FIXED_3, SHORT_STEPS),
@@ -213,7 +213,7 @@ def main() -> int:
 def _in_one_process(plan: Plan, configuration: Configuration, requests: Sequence[GenerateRequest]) -> tuple[Run, float]:
     torch.set_num_threads(1)
     engine = LocalCluster(plan.checkpoint, configuration.engine, ep_size=plan.ep_size).engine
-    return _timed([engine], requests[: configuration.num_prompts])
+    return _timed([engine], requests)
 
 
 def _over_shm(plan: Plan, requests: Sequence[GenerateRequest]) -> Iterator[tuple[Configuration, Run, float]]:
@@ -227,7 +227,7 @@ def _over_shm(plan: Plan, requests: Sequence[GenerateRequest]) -> Iterator[tuple
                 load_engine(each.engine, plan.checkpoint, plan.ep_size, dispatcher)
                 for dispatcher in dispatchers[: each.num_attention]
             ]
-            yield each, *_timed(engines, requests[: each.num_prompts])
+            yield each, *_timed(engines, requests)
 
 
 def _timed(engines: Sequence[EngineStep], requests: Sequence[GenerateRequest]) -> tuple[Run, float]:
