@@ -74,8 +74,7 @@ class Batch:
 
     @property
     def seconds_per_token(self) -> float:
-        """Of a stream, the mean over streams: how long answers of the same length take. Raises ZeroDivisionError when
-        one ended before all had begun."""
+        """Of a stream, the mean over streams: how long answers of the same length take."""
         seconds = sum(step.seconds for step in self.steps)
         return fmean(seconds / stream.num_counted for stream in self.streams)
 
@@ -91,9 +90,11 @@ class StreamTimer:
             engine.add(request, now=0.0)
 
     def start(self) -> None:
-        """Step until every stream has its first token."""
+        """Step until every stream has its first token. Raises RuntimeError when one ends before."""
         while not all(stream.token_ids for stream in self._streams.values()):
             self.step()
+        if self.is_over:
+            raise RuntimeError("an answer ended before all had begun; allow more tokens, or ask for fewer streams")
         for stream in self._streams.values():
             stream.begin()
 

@@ -84,6 +84,12 @@ def test_streams_count_from_when_all_decode_until_one_ends() -> None:
     assert not engine.requests
 
 
+def test_an_answer_that_ends_before_all_have_begun_is_an_error() -> None:
+    """There would be nothing to measure."""
+    with pytest.raises(RuntimeError, match="allow more tokens"):
+        _timer(ScriptedEngine([{"a": (1, 1)}, {"b": (1,)}], ends={"a": 2}), "a", "b")
+
+
 def test_a_stream_that_is_slow_counts_as_much_as_one_that_is_fast() -> None:
     """Two seconds: one of them would take two minutes for sixty tokens, the other half a minute."""
     streams = Stream([1], True), Stream([1, 2, 3, 4], True)
